@@ -1,0 +1,466 @@
+"""What every script starts from: its `Config`, its device and processes, its random numbers and its log."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import pickle
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jsonargparse
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
+    from typing import TypeAlias
+
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    ClosedUnitInterval: TypeAlias = float
+    Names: TypeAlias = list[str]
+else:
+    from jsonargparse.typing import (
+        ClosedUnitInterval,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+    )
+
+    Names = list[str] | str  # in a JSON file one name may stand for a list of one
+
+log = logging.getLogger("violet")
+
+NAMES = {  # the keys that hold names, and the names they may hold
+    "pretrain_tasks": ("mlm", "vtm", "mvm"),
+    "pretrain_masks": ("rm", "bm", "am"),
+    "mvm_target": (
+        "3d_feature",
+        "2d_feature",
+        "2d_clip_feature",
+        "pixel",
+        "hog",
+        "optical_flow",
+        "depth",
+        "vq",
+    ),
+    "img_transform": ("img_rand_crop", "vid_rand_crop", "img_center_crop", "pad_resize"),
+}
+
+
+class UserError(SystemExit):
+    """Something its user can mend. Uncaught it ends the program with this message and no traceback."""
+
+
+def lookup(known: Iterable[str], name: str, what: str) -> str:
+    """Return `name` if it is one of `known`; else raise `UserError` with the list and the closest match."""
+    known = list(known)
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"{what} {name!r} is unknown{hint} Known: {', '.join(sorted(known))}.")
+
+
+# --------------------------------------------------------------------------------------------------- config
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. The first five groups are the published keys; the defaults are those of pre-training."""
+
+    # -- what is run
+    type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = "pretrain"
+    """kind of task; each script accepts its own"""
+    task: str = "pretrain"
+    """name of the task, part of the run folder's and the annotation file's name"""
+    dataset: str = ""
+    """name of the dataset, part of the frame file's name"""
+    data_dir: str = "_data"
+    """folder with the downstream files"""
+    train_yaml: dict[str, str] = field(default_factory=dict)
+    """pre-training corpora: {name: path of a YAML}"""
+    val_yaml: dict[str, str] = field(default_factory=dict)
+    """corpora of the evaluation after each epoch: {name: path of a YAML}"""
+    size_part: dict[str, PositiveInt] = field(default_factory=dict)
+    """number of files that a published corpus is split into; the YAML itself says what is read"""
+    path_ckpt: str = ""
+    """checkpoint to start from (a file that does not exist is an error)"""
+    path_output: str = "_snapshot"
+    """where run folders `_TASK_TIME` are made"""
+
+    # -- what is learnt
+    pretrain_tasks: Names = field(default_factory=lambda: ["mlm", "vtm", "mvm"])
+    """any of mlm (older name: mtm), vtm, mvm"""
+    pretrain_masks: Names = field(default_factory=lambda: ["rm", "bm"])
+    """patch masks, one drawn per sample: rm random, bm block-wise, am attended"""
+    p_mask: ClosedUnitInterval = 0.15
+    """share of words and patches that are hidden"""
+    mvm_target: Names = field(default_factory=lambda: ["pixel"])
+    """one name or a list: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
+    temp: PositiveFloat = 0.05
+    """temperature of the matching scores"""
+    size_option: PositiveInt = 5
+    """options of a multiple-choice question"""
+    size_vocab: NonNegativeInt = 0
+    """answers of an open-ended task's published answer list"""
+    size_test: NonNegativeInt = 0
+    """questions of the published test split, for accuracy over those without a video too"""
+    mask_pos: Literal["append", "prepend", "insert", "replace"] = "append"
+    """where a question gets its [MASK]"""
+    reinit_head: bool = False
+    """start the prediction head anew instead of from the checkpoint"""
+    freeze_violet: bool = False
+    """train the prediction head alone"""
+    enable_prompt: bool = False
+    """put a prompt before the question"""
+    enable_task_token: bool = False
+    """add the task's embedding"""
+    multi_clip_testing: bool = False
+    """average the video tokens of every clip of a video"""
+
+    # -- the input
+    size_img: PositiveInt = 224
+    """pixels a side"""
+    size_frame: PositiveInt = 4
+    """frames of a clip"""
+    size_txt: PositiveInt = 32
+    """text tokens, [CLS] and [SEP] included"""
+    size_patch: PositiveInt = 32
+    """pixels a side of a patch: the stride of the video encoder"""
+    max_size_frame: PositiveInt = 6
+    """frames that the position embeddings provide for"""
+    max_size_patch: PositiveInt = 14
+    """patches a side that the position embeddings provide for"""
+    img_transform: Names = field(default_factory=lambda: ["img_rand_crop"])
+    """one drawn per sample: img_rand_crop vid_rand_crop img_center_crop pad_resize"""
+    data_ratio: ClosedUnitInterval = 1.0
+    """share of the training videos that is used"""
+    max_bad_ratio: ClosedUnitInterval = 0.01
+    """share of unreadable rows beyond which a run stops"""
+    n_workers: NonNegativeInt = 4
+    """loader processes per process"""
+
+    # -- the network
+    vis_backbone: Literal["vidswin"] = "vidswin"
+    """video encoder"""
+    vis_backbone_size: Literal["demo", "tiny", "small", "base", "large"] = "base"
+    """size of the video encoder"""
+    vis_backbone_init: Literal["3d", "2d", "random"] = "3d"
+    """start from a Video Swin, from an image Swin inflated over time, or from nothing"""
+    vis_backbone_path: str = ""
+    """file of those weights; empty: the published name under _snapshot/"""
+    vis_backbone_lr_mul: PositiveFloat = 1.0
+    """learning rate of the video encoder, as a multiple of lr"""
+    kinetics: Literal[400, 600] = 600
+    """Kinetics edition of the published Video Swin weights"""
+    txt_backbone: str = "bert-base-uncased"
+    """BERT (name or folder) whose embeddings encode text"""
+    txt_backbone_embed_only: bool = True
+    """use its embeddings alone, not its encoder"""
+    txt_backbone_rand_init: bool = False
+    """take its sizes, not its weights"""
+    fusion_encoder: str = "bert-base-uncased"
+    """BERT (name or folder) whose encoder becomes the cross-modal transformer"""
+    fusion_encoder_rand_init: bool = False
+    """take its sizes, not its weights"""
+    tokenizer: str = ""
+    """tokenizer (name or folder); empty: that of txt_backbone"""
+
+    # -- the training
+    size_epoch: NonNegativeInt = 10
+    """epochs; 0 evaluates only"""
+    max_steps: NonNegativeInt = 0
+    """end after this many optimiser steps (the schedule ends there too); 0: after size_epoch"""
+    size_batch: PositiveInt = 20
+    """clips per process and step"""
+    accumulate: PositiveInt = 1
+    """batches whose gradients make one optimiser step"""
+    lr: PositiveFloat = 5e-5
+    """peak learning rate"""
+    decay: NonNegativeFloat = 1e-3
+    """weight decay"""
+    warmup_ratio: ClosedUnitInterval = 0.1
+    """share of the steps in which the learning rate rises"""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """gradients are clipped to this norm; 0: not at all"""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """autocast type of the forward pass; fp16 scales the loss"""
+    use_checkpoint: bool = False
+    """activation checkpointing: less memory, a third more compute"""
+    deepspeed: bool = False
+    """key of published configs; runs here are DistributedDataParallel, their precision is `amp`"""
+    seed: NonNegativeInt = 88
+    """of everything random; each process adds its rank"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; auto is the accelerator where there is one"""
+    eval_start: bool = False
+    """evaluate before training too"""
+    logging_steps: PositiveInt = 20
+    """steps between two lines of the log"""
+    dalle_model_path: str = "_snapshot/encoder.pkl"
+    """DALL-E's encoder, for the target vq"""
+
+    def __post_init__(self) -> None:
+        """Check what a type alone cannot say; the names are made canonical (mtm is mlm)."""
+        for key, known in NAMES.items():
+            names = getattr(self, key)
+            names = [names] if isinstance(names, str) else names  # Deviation 6
+            names = ["mlm" if name == "mtm" else name for name in names]
+            for name in names:
+                lookup(known, name, key)
+            if not names or len(set(names)) < len(names):
+                raise UserError(f"{key} {names}: name at least one of {', '.join(known)}, and none twice.")
+            object.__setattr__(self, key, names)
+        if self.size_img % self.size_patch:
+            raise UserError(f"size_img {self.size_img} is not a multiple of size_patch {self.size_patch}.")
+        if self.size_frame > self.max_size_frame:
+            raise UserError(f"size_frame {self.size_frame} exceeds max_size_frame {self.max_size_frame}.")
+        if self.size_img // self.size_patch > self.max_size_patch:
+            raise UserError(f"size_img {self.size_img} needs more than max_size_patch {self.max_size_patch}.")
+        if self.size_txt < 3:
+            raise UserError(f"size_txt {self.size_txt} leaves no word between [CLS] and [SEP].")
+
+    @property
+    def grid(self) -> int:
+        """Patches a side of a frame: h = w."""
+        return self.size_img // self.size_patch
+
+    def save(self, path: Path) -> None:
+        """Write every key as JSON; `--config` reads it back."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+KEYS = tuple(f.name for f in dataclasses.fields(Config))
+
+
+def load_config(kind: str, arguments: Sequence[str] | None = None) -> Config:
+    """Read `--config FILE.json` and the `--key value` that follow it (default: the command line's).
+
+    `kind` is the `type` that the calling script runs. Raises `UserError` for an unknown key, a value of
+    the wrong type, range or choice, and a config of another type.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config", help="JSON file of any of the keys below")
+    parser.add_class_arguments(Config)
+    given = sys.argv[1:] if arguments is None else arguments
+    # torch.distributed.launch adds --local-rank; the environment variable LOCAL_RANK says the same
+    given = [a for a in given if not re.fullmatch(r"--local[-_]rank=\d+", a)]
+    try:
+        values = parser.parse_args(given)
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        unknown = re.search(r"Option '(\w+)' is not accepted|unrecognized arguments: --([^\s=]+)", str(error))
+        if unknown:
+            lookup(KEYS, unknown[1] or unknown[2], "config key")
+        raise UserError(f"config: {error}") from None
+    config = Config(**{key: values[key] for key in KEYS})
+    if config.type != kind:
+        raise UserError(f"this script runs configs of type {kind!r}; this one is of type {config.type!r}.")
+    return config
+
+
+# ---------------------------------------------------------------------------------- losses and devices
+
+
+class Mean(NamedTuple):
+    """A mean in two parts, so that it can be joined with others: over batches, over processes."""
+
+    total: Tensor
+    count: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The mean as a scalar; 0 if there is nothing to take it over."""
+        return self.total / self.count.clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place among them."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the console."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over the processes, on every one of them."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's `item`, in order of rank, on every process."""
+        if self.size == 1:
+            return [item]
+        items = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+
+@contextlib.contextmanager
+def distributed(config: Config) -> Iterator[World]:
+    """Join the processes of torchrun or torch.distributed.launch (plain python: a world of one); seed them.
+
+    NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
+    if size > 1:
+        dist.init_process_group(dist.get_default_backend_for_device(device))
+    seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
+    try:
+        yield World(device, rank, size)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, a type or a full device name -> the device of this process."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator else "cpu"
+    device = torch.device(name)
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, local_rank)
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+# ------------------------------------------------------------------------------------------ files and logs
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` if nothing was raised, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode keeps others from reading
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def make_run_folder(config: Config, world: World) -> Path:
+    """Make `path_output/_TASK_TIME` with the config in `args.json`; the log goes to its `log.txt` as well."""
+    stamp = world.gather(time.strftime("%Y%m%d%H%M%S"))[0]
+    folder = Path(config.path_output) / f"_{config.task}_{stamp}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if world.is_main:
+        config.save(folder / "args.json")
+    start_log(world, folder)
+    return folder
+
+
+def start_log(world: World, folder: Path | None = None) -> None:
+    """Log to the console (main process: everything; others: warnings) and, per process, to a file."""
+    name = f"[{world.rank}] " if world.size > 1 else ""
+    layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers[0].setLevel(logging.INFO if world.is_main else logging.WARNING)
+    if folder is not None:
+        file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
+        handlers.append(logging.FileHandler(folder / file, delay=True))
+    for handler in handlers:
+        handler.setFormatter(layout)
+    log.handlers, log.propagate = handlers, False
+    log.setLevel(logging.INFO)
+
+
+# ----------------------------------------------------------------------------------------------- weights
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, and nothing else: no code in the file is run.
+
+    Takes a flat state dict or one under "state_dict" or "model"; strips DistributedDataParallel's
+    `module.`. Raises `UserError` for a file that is missing or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; _snapshot/README.md says where weights are published.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors: it is not a state dict.")
+    return tensors
+
+
+def load_tensors(
+    module: torch.nn.Module, tensors: dict[str, Tensor], source: str, may_lack: Iterable[str] = ()
+) -> None:
+    """Copy `tensors` into `module`; the log names what was not used.
+
+    Raises `UserError` naming keys that are missing (beyond `may_lack`) or of another shape.
+    """
+    wanted = module.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys() - set(may_lack))
+    if missing:
+        raise UserError(f"{source} lacks {summary(missing)}.")
+    shared = wanted.keys() & tensors.keys()
+    wrong = [
+        f"{k} {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
+        for k in sorted(shared)
+        if tensors[k].shape != wanted[k].shape
+    ]
+    if wrong:
+        raise UserError(f"{source} has {summary(wrong)}: its weights are those of another size.")
+    unused = sorted(tensors.keys() - wanted.keys())
+    if unused:
+        log.info("%s: not used: %s", source, summary(unused))
+    module.load_state_dict({k: tensors[k] for k in shared}, strict=False)
+
+
+def summary(names: Sequence[str], most: int = 5) -> str:
+    """The first few of `names`, and how many there are beyond."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,297 @@
+"""Video Swin Transformer (Liu et al., CVPR 2022, "Video Swin Transformer") as VIOLET uses it.
+
+Time is never down-sampled: one zero frame is appended and the patch embedding steps one frame at a time.
+Parameter names are those of the published weights.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from lib import UserError, load_tensors, log, read_tensors
+
+Dims = tuple[int, int, int]  # time, height, width
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that tell one Video Swin from another."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: Dims = (8, 7, 7)
+    drop_path: float = 0.2
+    init_std: float | None = 0.02  # None: 1 / sqrt(fan-in), without which a miniature hardly learns
+
+
+SIZES = {
+    "demo": Size(32, (1, 1, 2, 1), (2, 4, 8, 16), window=(4, 4, 4), drop_path=0.0, init_std=None),
+    "tiny": Size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": Size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": Size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": Size(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+# ------------------------------------------------------------------------------------------- windows
+
+
+def fit_window(dims: Dims, window: Dims, shifted: bool) -> tuple[Dims, Dims]:
+    """(window, shift) in use: a dimension not larger than its window is covered whole and not shifted."""
+    used = tuple(min(d, w) for d, w in zip(dims, window, strict=True))
+    shift = tuple(w // 2 if shifted and d > w else 0 for d, w in zip(dims, window, strict=True))
+    return used, shift  # type: ignore[return-value]
+
+
+def relative_position_index(window: Dims) -> Tensor:
+    """(N, N) rows of the bias table for every pair of the N positions of a window, time outermost."""
+    axes = torch.meshgrid(*(torch.arange(w) for w in window), indexing="ij")
+    positions = torch.stack(axes).flatten(1)  # (3, N)
+    offsets = positions[:, :, None] - positions[:, None, :]
+    index = torch.zeros_like(offsets[0])
+    for offset, width in zip(offsets, window, strict=True):
+        index = index * (2 * width - 1) + offset + width - 1
+    return index
+
+
+@functools.lru_cache(maxsize=64)
+def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
+    """(windows, N, N) to be added to the scores: 0 within a region of the unrolled clip, -100 across.
+
+    `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
+    windows; patches that were not neighbours must not see each other there.
+    """
+    with torch.inference_mode(False):  # kept for later calls, which may train
+        regions = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
+        for axis, (size, width, step) in enumerate(zip(dims, window, shift, strict=True)):
+            position = torch.arange(size, device=device)
+            region = (position >= size - width).long() + (position >= size - step) if step else 0 * position
+            regions = regions * 3 + region.view([-1 if a == axis else 1 for a in range(3)])
+        t, h, w = window
+        regions = rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w)
+        return -100.0 * (regions[:, :, None] != regions[:, None, :]).float()
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within a window, with a learned bias per head and relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, heads: int, window: Dims) -> None:
+        super().__init__()
+        self.heads = heads
+        places = [2 * width - 1 for width in window]
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(places[0] * places[1] * places[2], heads)
+        )
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, W, N, C) for W windows of N patches; mask: (W, N, N) or None -> (B, W, N, C)."""
+        windows, length = x.shape[1:3]
+        index = self.relative_position_index[:length, :length]
+        bias = rearrange(self.relative_position_bias_table[index], "n m h -> h n m")
+        if mask is None:
+            layout = "(b w) h n d"
+        else:  # a mask per window: windows lie beside the heads, so that it is not copied for every clip
+            layout = "b (w h) n d"
+            bias = rearrange(bias + mask[:, None], "w h n m -> (w h) n m")
+        q, k, v = rearrange(self.qkv(x), f"b w n (three h d) -> three {layout}", three=3, h=self.heads)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        return self.proj(rearrange(x, f"{layout} -> b w n (h d)", w=windows, h=self.heads))
+
+
+# -------------------------------------------------------------------------------------------- network
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm window attention, the windows shifted by half of their size or not, and an MLP."""
+
+    def __init__(self, dim: int, heads: int, window: Dims, shifted: bool, drop_path: float) -> None:
+        super().__init__()
+        self.window, self.shifted = window, shifted
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, H, W, C) -> the same."""
+        x = x + self.drop_path(self.attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention within the windows of the clip, which is padded to whole windows."""
+        dims: Dims = x.shape[1:4]  # type: ignore[assignment]
+        window, shift = fit_window(dims, self.window, self.shifted)
+        pad = [-d % w for d, w in zip(dims, window, strict=True)]
+        if any(pad):
+            x = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
+        padded: Dims = x.shape[1:4]  # type: ignore[assignment]
+        mask = None
+        if any(shift):
+            x = x.roll([-s for s in shift], dims=(1, 2, 3))
+            mask = shift_mask(padded, window, shift, x.device)
+        t, h, w = window
+        x = rearrange(x, "b (nt t) (nh h) (nw w) c -> b (nt nh nw) (t h w) c", t=t, h=h, w=w)
+        x = self.attn(x, mask)
+        nt, nh = padded[0] // t, padded[1] // h
+        x = rearrange(x, "b (nt nh nw) (t h w) c -> b (nt t) (nh h) (nw w) c", nt=nt, nh=nh, t=t, h=h, w=w)
+        if any(shift):
+            x = x.roll(shift, dims=(1, 2, 3))
+        return x[:, : dims[0], : dims[1], : dims[2]]
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 neighbouring patches of a frame; half the resolution, twice the width."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, H, W, C) -> (B, T, ceil(H/2), ceil(W/2), 2C)."""
+        x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        x = rearrange(x, "b t (h dh) (w dw) c -> b t h w (dw dh c)", dh=2, dw=2)
+        return self.reduction(self.norm(x))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, every second one shifted, then the merging of patches."""
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, window: Dims, drop_paths: list[float], merge: bool
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, window, shifted=i % 2 == 1, drop_path=drop_paths[i]) for i in range(depth)
+        )
+        self.downsample = PatchMerging(dim) if merge else None
+
+    def forward(self, x: Tensor, use_checkpoint: bool) -> Tensor:
+        """(B, T, H, W, C) -> (B, T, H/2, W/2, 2C), or the same shape in the last stage."""
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if use_checkpoint else block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 4 x 4 pixels and 2 frames, one frame apart."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, dim, kernel_size=(2, 4, 4), stride=(1, 4, 4))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, T, ceil(H/4), ceil(W/4), C)."""
+        height, width = frames.shape[-2:]
+        frames = F.pad(frames, (0, -width % 4, 0, -height % 4, 0, 1))  # the last 1: a zero frame
+        return self.norm(rearrange(self.proj(frames), "b c t h w -> b t h w c"))
+
+
+class VideoSwin(nn.Module):
+    """Video Swin Transformer: (B, 3, T, H, W) -> (B, C, T, H/32, W/32)."""
+
+    def __init__(self, size: Size, use_checkpoint: bool = False) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.width = size.embed_dim * 2 ** (len(size.depths) - 1)
+        self.patch_embed = PatchEmbed(size.embed_dim)
+        drop_paths = torch.linspace(0, size.drop_path, sum(size.depths)).tolist()
+        self.layers = nn.ModuleList()
+        for i, (depth, heads) in enumerate(zip(size.depths, size.heads, strict=True)):
+            here, drop_paths = drop_paths[:depth], drop_paths[depth:]
+            merge = i + 1 < len(size.depths)
+            self.layers.append(Stage(size.embed_dim * 2**i, depth, heads, size.window, here, merge))
+        self.norm = nn.LayerNorm(self.width)
+        self.initialise(size.init_std)
+
+    @torch.no_grad()
+    def initialise(self, std: float | None) -> None:
+        """Truncated normal weights of deviation `std` (None: 1 / sqrt(fan-in)), zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std or module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, WindowAttention):
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames: (B, 3, T, H, W), normalised -> features (B, C, T, ceil(H/32), ceil(W/32))."""
+        x = self.patch_embed(frames)
+        for stage in self.layers:
+            x = stage(x, self.use_checkpoint and self.training)
+        return rearrange(self.norm(x), "b t h w c -> b c t h w")
+
+
+# -------------------------------------------------------------------------------------------- weights
+
+
+def weights_path(size: str, init: str, kinetics: int) -> Path:
+    """Where the published weights of a size are looked for."""
+    if init == "2d":
+        return Path(f"_snapshot/swin_{size}_patch4_window7_224_22k.pth")
+    data = "22k" if size in ("base", "large") else "1k"
+    return Path(f"_snapshot/swin_{size}_patch244_window877_kinetics{kinetics}_{data}.pth")
+
+
+def load_backbone(swin: VideoSwin, init: str, path: str | Path) -> None:
+    """Load published weights: a Video Swin's (`init` "3d") or an image Swin's, inflated over time ("2d")."""
+    tensors = read_image_swin(Path(path), swin) if init == "2d" else read_video_swin(Path(path))
+    index = {name for name, _ in swin.named_buffers()}  # follows from the window; older files lack it
+    load_tensors(swin, tensors, source=str(path), may_lack=index)
+    log.info("video encoder: %s", path)
+
+
+def read_video_swin(path: Path) -> dict[str, Tensor]:
+    """{"state_dict": {"backbone.*", "cls_head.*"}} -> the backbone's tensors under our names."""
+    tensors = read_tensors(path)
+    found = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    if not found:
+        raise UserError(f"{path} has no key under 'backbone.': it is not a Video Swin checkpoint.")
+    return found
+
+
+def read_image_swin(path: Path, swin: VideoSwin) -> dict[str, Tensor]:
+    """{"model": image Swin} -> the tensors of a Video Swin that treats a still clip like its picture.
+
+    The patch kernel is shared out over time, the bias of a place is repeated for every distance in time.
+    """
+    dropped = ("head.", "attn_mask", "relative_position_index")
+    tensors = {k: v for k, v in read_tensors(path).items() if not any(part in k for part in dropped)}
+    for name, parameter in swin.named_parameters():
+        if name not in tensors:
+            continue
+        if name == "patch_embed.proj.weight":
+            depth = parameter.shape[2]
+            tensors[name] = tensors[name][:, :, None].repeat(1, 1, depth, 1, 1) / depth
+        elif name.endswith("relative_position_bias_table"):
+            tensors[name] = tensors[name].repeat(parameter.shape[0] // tensors[name].shape[0], 1)
+    return tensors
