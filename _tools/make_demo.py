@@ -21,17 +21,19 @@ import colorsys
 import csv
 import json
 import math
+import os
 import random
+import re
 import shutil
 import string
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -39,7 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import atomic_path  # noqa: E402
+from lib import atomic_path
 
 WORLD_VERSION = 1  # raise it when a change alters pictures or captions: finished sets are then drawn again
 FRAMES = 16
@@ -49,7 +51,8 @@ MARGIN = 2  # pixels between an object and the edge of that square
 BLINK_FRAMES = 4  # shown and hidden in turn: 4 frames picked evenly, 4 or 5 apart, meet both
 FRAME_SIZES = ((SIDE, SIDE),) * 6 + ((128, SIDE), (SIDE, 128))  # (width, height), drawn with equal chances
 RADIUS = {"small": 10.0, "large": 17.0}  # pixels, of the circle around the object
-CAPTIONED_SETS = ("train", "val", "test")
+CAPTIONED_SETS = ("train", "val", "test")  # they share no description
+SETS = (*CAPTIONED_SETS, "names", "names_val")
 
 COLOURS = {
     "red": (222, 28, 36),
@@ -109,16 +112,18 @@ ONE_AFTER_THE_OTHER = (
     "{0} {1}, then {2} {3}",
     "{2} {3} after {0} {1}",
 )
-SIDE_BY_SIDE = ("{0} on the left {1} and {2} on the right {3}", "{2} on the right {3} and {0} on the left {1}")
-ONE_ABOVE_THE_OTHER = ("{0} {1} above {2} that {3}", "{2} {3} below {0} that {1}")
-QUESTION_WORDS = """what which who where when how why many much colour color shape size kind direction object
-    objects thing things clip video picture does do did is are was the a an of in on at to it its not no yes true
-    false first last then before after while happens happen same different both all any none there this that
-    with without and or than more less most near nearest far farthest front behind nearer closer closest deeper
-    above below between left right up down up upwards downwards top bottom middle background option options
-    answer question choose caption describe move moves moving turn turning grow growing shrink shrinking blink
-    blinking still moving zero one two three four five six seven eight nine ten times once twice fast slow
-    faster slower fastest slowest clockwise counterclockwise ? : . , ; ! - ' " ( ) /"""
+SIDE_BY_SIDE = (
+    "{0} on the left {1} and {2} on the right {3}",
+    "{2} on the right {3} and {0} on the left {1}",
+)
+ONE_ABOVE_THE_OTHER = ("{0} {1} and below it {2} {3}", "{2} {3} and above it {0} {1}")
+QUESTION_WORDS = """what which who where when how why many much of in on at to it its not no yes true false a an
+    the is are was do does did has have happens happen there this that with without and or than more less most
+    same different both all any none first last then before after while object objects thing things clip video
+    picture colour color shape size kind direction background front behind near nearer nearest far farther
+    farthest above below between left right up down top bottom middle option options answer question choose
+    caption describe move turn grow shrink blink stay rest rise fall rotate spin change changes slow fast
+    faster slower clockwise counterclockwise once twice zero one two three four five six seven eight nine ten"""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Object:
-    """One object and what it does, from frame `begin` to frame `end`; lengths in pixels, angles in degrees."""
+    """One object and what it does, from frame `begin` to frame `end`; pixels, degrees."""
 
     shape: str
     colour: str
@@ -156,9 +161,11 @@ class Object:
 
     @property
     def description(self) -> str:
+        """What it is and does, wherever it is."""
         return f"{self.size} {self.colour} {self.shape} {self.behaviour}"
 
     def pose(self, frame: int) -> Pose:
+        """Where it is at a frame; between `begin` and `end` everything changes evenly."""
         progress = min(max((frame - self.begin) / (self.end - self.begin), 0.0), 1.0)
         return Pose(
             x=self.x + self.dx * progress,
@@ -192,6 +199,7 @@ class Scene:
 
     @property
     def description(self) -> str:
+        """What its objects are and do, in an order that does not depend on theirs."""
         return ", ".join(sorted(item.description for item in self.objects))
 
 
@@ -205,14 +213,15 @@ def polygon(corners: int, radii: tuple[float, ...] = (1.0,), first: float = -90.
 
 
 def cross(half_width: float = 0.3) -> np.ndarray:
+    """Corners (12, 2) of an upright cross within the unit circle."""
     length = math.sqrt(1 - half_width**2)  # so that the corners lie on the circle around it
     arm = np.array([[-half_width, -half_width], [-half_width, -length], [half_width, -length]])
     quarter = np.array([[0, 1], [-1, 0]])
     return np.concatenate([arm @ np.linalg.matrix_power(quarter, turns) for turns in range(4)])
 
 
-# Contours within the unit circle; what two contours share is left out. Round shapes are a bit smaller, so that
-# all look equally large.
+# Contours within the unit circle; what two contours share is left out. Round shapes are a bit smaller, so
+# that all look equally large.
 OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     "circle": (polygon(48, (0.88,)),),
     "ring": (polygon(48, (0.94,)), polygon(48, (0.54,))),
@@ -224,17 +233,20 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 
 
 def clouds(along: np.ndarray, across: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Smooth noise of two sizes."""
     height, width = along.shape
     sizes = [(max(2, int(np.ptp(along))), max(2, int(np.ptp(across)))), (24, 24)]
     coarse, fine = (cv2.resize(generator.random(size), (width, height), interpolation=2) for size in sizes)
     return (0.75 * coarse + 0.25 * fine).clip(0, 1)
 
 
-# Functions of two coordinates in repeats of the texture, (H, W) each -> how much of the second colour, 0 to 1.
+# Two coordinates (H, W), counted in repeats of the texture -> how much of the second colour, 0 to 1.
 TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
     "clouds": clouds,
     "stripes": lambda along, across, _: 0.5 + 0.5 * np.tanh(3 * np.sin(2 * np.pi * along)),
-    "checks": lambda along, across, _: 0.5 + 0.5 * np.tanh(8 * np.sin(np.pi * along) * np.sin(np.pi * across)),
+    "checks": lambda along, across, _: (
+        0.5 + 0.5 * np.tanh(8 * np.sin(np.pi * along) * np.sin(np.pi * across))
+    ),
     "waves": lambda along, across, _: 0.5 + 0.5 * np.sin(2 * np.pi * (along + 0.3 * np.sin(np.pi * across))),
     "gradient": lambda along, across, _: (along - along.min()) / np.ptp(along),
 }
@@ -242,13 +254,13 @@ TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.n
 
 @lru_cache(maxsize=4)
 def draw_background(background: Background, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) float32, 0 to 255; the caller must not write into it, for it is kept for the next frame."""
+    """(3, H, W) float32, 0 to 255; the caller must not write into it, for it is kept for the next frame."""
     generator = np.random.default_rng(background.seed)
     y, x = np.mgrid[:height, :width] / background.scale
     cosine, sine = math.cos(math.radians(background.angle)), math.sin(math.radians(background.angle))
-    blend = TEXTURES[background.texture](x * cosine + y * sine, y * cosine - x * sine, generator)[..., None]
-    first, second = np.array(background.colours, dtype=np.float32)
-    picture = first * (1 - blend) + second * blend + generator.normal(0, 2.5, (height, width, 1))
+    blend = TEXTURES[background.texture](x * cosine + y * sine, y * cosine - x * sine, generator)
+    first, second = np.array(background.colours, dtype=np.float32)[..., None, None]
+    picture = first * (1 - blend) + second * blend + generator.normal(0, 2.5, (height, width))
     picture = picture.clip(0, 255).astype(np.float32)
     picture.flags.writeable = False
     return picture
@@ -280,14 +292,15 @@ def visible_masks(scene: Scene, frame: int) -> np.ndarray:
 
 def render(scene: Scene, frame: int) -> np.ndarray:
     """The picture at one frame: (H, W, 3) uint8, RGB."""
-    masks = visible_masks(scene, frame)[..., None]
-    picture = draw_background(scene.background, scene.width, scene.height) * (1 - masks.sum(axis=0))
-    for mask, item in zip(masks, scene.objects, strict=True):
-        picture += mask * np.array(item.rgb, dtype=np.float32)
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
+    masks = visible_masks(scene, frame)
+    colours = np.array([item.rgb for item in scene.objects], dtype=np.float32)
+    background = draw_background(scene.background, scene.width, scene.height)
+    picture = background * (1 - masks.sum(axis=0)) + np.einsum("oc,ohw->chw", colours, masks)
+    return np.ascontiguousarray((picture + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
 def write_video(path: Path, scene: Scene) -> None:
+    """An mp4 that every player shows."""
     with av.open(str(path), "w", format="mp4") as container:
         options = {"preset": "veryfast", "crf": "16", "threads": "1"}
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
@@ -300,7 +313,8 @@ def write_video(path: Path, scene: Scene) -> None:
 # ------------------------------------------------------------------------------------------------- scenes
 
 
-def draw_background_settings(chance: random.Random) -> Background:
+def choose_background(chance: random.Random) -> Background:
+    """Two muted colours of different brightness in one of the textures."""
     brightness = chance.uniform(0.28, 0.45)
     colours = []
     for value in (brightness, brightness + chance.uniform(0.1, 0.18)):
@@ -316,7 +330,7 @@ def draw_background_settings(chance: random.Random) -> Background:
     )
 
 
-def draw_kinds(chance: random.Random, count: int) -> list[dict[str, str]]:
+def choose_kinds(chance: random.Random, count: int) -> list[dict[str, str]]:
     """Shape, colour, size and behaviour of each object; no two have both shape and colour in common."""
     looks = [(shape, colour) for shape in SHAPE_WORDS for colour in COLOURS]
     kinds = []
@@ -328,7 +342,7 @@ def draw_kinds(chance: random.Random, count: int) -> list[dict[str, str]]:
     return kinds
 
 
-def draw_motion(chance: random.Random, shape: str, behaviour: str) -> dict:
+def choose_motion(chance: random.Random, shape: str, behaviour: str) -> dict[str, Any]:
     """The fields of `Object` in which the behaviours differ."""
     motion = {"dx": 0.0, "dy": 0.0, "growth": 1.0, "turn": 0.0, "hidden": ()}
     if behaviour in MOVES:
@@ -354,10 +368,15 @@ def place(chance: random.Random, length: int, reach: float, way: float) -> float
     return round(chance.uniform(low, high), 2)
 
 
-def draw_object(
-    chance: random.Random, kind: dict[str, str], span: tuple[int, int], depth: int, frame_size: tuple[int, int]
+def choose_object(
+    chance: random.Random,
+    kind: dict[str, str],
+    span: tuple[int, int],
+    depth: int,
+    frame_size: tuple[int, int],
 ) -> Object:
-    motion = draw_motion(chance, kind["shape"], kind["behaviour"])
+    """An object of this kind anywhere within the central square of the frame."""
+    motion = choose_motion(chance, kind["shape"], kind["behaviour"])
     middle_radius = RADIUS[kind["size"]] * chance.uniform(0.92, 1.08)
     radius = round(2 * middle_radius / (1 + motion["growth"]), 2)
     reach = radius * max(1.0, motion["growth"])
@@ -394,7 +413,7 @@ def arrange(
     placed: list[Object] = []
     for kind, span, depth in zip(kinds, spans, depths, strict=True):
         for _ in range(30):
-            item = draw_object(chance, kind, span, depth, frame_size)
+            item = choose_object(chance, kind, span, depth, frame_size)
             if all(apart(item, other) for other in placed):
                 placed.append(item)
                 break
@@ -409,26 +428,26 @@ def split_of(description: str) -> str:
     return {0: "val", 1: "test"}.get(tenth, "train")
 
 
-def draw_scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
+def choose_scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
     """Scenes of a set; a shorter set is the beginning of a longer one."""
     seen: set[str] = set()
     for index in range(count):
         chance = random.Random(f"{seed} {split} {index}")
         scene = None
         while scene is None:
-            scene = draw_scene(chance, split, f"{split}{index:05d}", seen)
+            scene = choose_scene(chance, split, f"{split}{index:05d}", seen)
         yield scene
 
 
-def draw_scene(chance: random.Random, split: str, name: str, seen: set[str]) -> Scene | None:
-    """One scene, or None where it belongs to another set, was there before (then in `seen`) or has no room."""
+def choose_scene(chance: random.Random, split: str, name: str, seen: set[str]) -> Scene | None:
+    """One scene, or None where it belongs to another set, is in `seen` already or finds no room."""
     captioned = split in CAPTIONED_SETS
-    kinds = draw_kinds(chance, chance.choices((1, 2, 3), (0.2, 0.5, 0.3))[0] if captioned else 1)
+    kinds = choose_kinds(chance, chance.choices((1, 2, 3), (0.2, 0.5, 0.3))[0] if captioned else 1)
     width, height = chance.choice(FRAME_SIZES)
     objects = arrange(chance, kinds, (width, height))
     if objects is None:
         return None
-    scene = Scene(name, width, height, draw_background_settings(chance), objects)
+    scene = Scene(name, width, height, choose_background(chance), objects)
     key = scene.description if captioned else repr((scene.objects, scene.background))
     if key in seen or (captioned and split_of(key) != split):
         return None
@@ -472,6 +491,7 @@ def arrangement(chance: random.Random, objects: list[Object]) -> tuple[tuple[str
 
 
 def caption(scene: Scene, chance: random.Random) -> str:
+    """A sentence that says size, colour, shape and behaviour of each object."""
     sentences, objects = arrangement(chance, chance.sample(scene.objects, len(scene.objects)))
     parts = []
     for item in objects:
@@ -497,18 +517,19 @@ def vocabulary() -> list[str]:
     letters = [*string.ascii_lowercase, *string.digits]
     tables = (SIZE_WORDS, COLOUR_WORDS, SHAPE_WORDS, BEHAVIOUR_WORDS)
     phrases = [phrase for table in tables for name, words in table.items() for phrase in (name, *words)]
-    sentences = ONE_OBJECT + TWO_OBJECTS + THREE_OBJECTS + ONE_AFTER_THE_OTHER + SIDE_BY_SIDE + ONE_ABOVE_THE_OTHER
-    text = " ".join([*phrases, *sentences, *TEXTURES, QUESTION_WORDS])
-    words = [word for word in text.replace(",", " , ").split() if "{" not in word]
+    sentences = ONE_OBJECT + TWO_OBJECTS + THREE_OBJECTS
+    sentences += ONE_AFTER_THE_OTHER + SIDE_BY_SIDE + ONE_ABOVE_THE_OTHER
+    words = re.findall(r"[a-z]+", " ".join([*phrases, *sentences, *TEXTURES, QUESTION_WORDS]))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    signs = [sign for sign in string.punctuation if sign not in words]
-    return list(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *signs, *words]))
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *string.punctuation]
+    return list(dict.fromkeys([*special, *pieces, *words]))
 
 
 # -------------------------------------------------------------------------------------------------- files
 
 
 def write_text(path: Path, text: str) -> None:
+    """A file that is there as a whole or not at all."""
     with atomic_path(path) as temporary:
         Path(temporary).write_text(text)
 
@@ -540,49 +561,53 @@ def write_bert(folder: Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def make_clip(scene: Scene, folder: Path, captions: int, seed: int) -> dict:
-    """Writes the video of a scene; its line in SPLIT.scenes.jsonl."""
+def make_clip(scene: Scene, folder: Path, captions: int, seed: int) -> dict[str, Any]:
+    """Write the video of a scene; return its line in SPLIT.scenes.jsonl, but for the video's path."""
     write_video(folder / f"{scene.id}.mp4", scene)
-    video = f"{scene.id.rstrip(string.digits)}/{scene.id}.mp4"
-    return asdict(scene) | {"video": video, "captions": captions_of(scene, captions, seed)}
+    return asdict(scene) | {"captions": captions_of(scene, captions, seed)}
 
 
-@contextmanager
-def mapper(workers: int) -> Iterator[Callable]:
-    """A map over this process or several."""
-    if workers <= 1:
-        yield map
-    else:
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            yield partial(pool.map, chunksize=16)
-
-
-def make_set(output: Path, split: str, count: int, seed: int, workers: int) -> None:
-    """Draws one set. It appears when all its videos are there; demo.json names it last."""
-    partial_folder, folder = output / f"{split}.partial", output / split
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    clip = partial(make_clip, folder=partial_folder, captions=2 if split == "train" else 1, seed=seed)
-    with mapper(workers) as mapped:
-        scenes = draw_scenes(split, count, seed)
-        records = list(tqdm(mapped(clip, scenes), desc=f"{split:>9}", total=count, unit="clip"))
-    note_finished(output, split, None)
+def draw_set(folder: Path, split: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Write the videos of one set to an empty folder; return their lines in SPLIT.scenes.jsonl."""
+    count = getattr(options, split)
     shutil.rmtree(folder, ignore_errors=True)
-    partial_folder.rename(folder)
+    folder.mkdir(parents=True)
+    clip = partial(make_clip, folder=folder, captions=2 if split == "train" else 1, seed=options.seed)
+    with ProcessPoolExecutor(options.workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        clips = pool.map(clip, choose_scenes(split, count, options.seed), chunksize=16)
+        records = list(tqdm(clips, desc=f"{split:>9}", total=count, unit="clip", disable=None))
+    return [record | {"video": f"{split}/{record['id']}.mp4"} for record in records]
+
+
+def make_set(split: str, options: argparse.Namespace) -> None:
+    """Draw one set beside the place where it belongs, and move it there when all its videos are done."""
+    output, folder = options.output, options.output / split
+    settings = {"world": WORLD_VERSION, "seed": options.seed, "clips": getattr(options, split)}
+    if finished_sets(output).get(split) == settings and len(list(folder.glob("*.mp4"))) == settings["clips"]:
+        print(f"{folder}: {settings['clips']} clips are there already")
+        return
+    unfinished = output / f"{split}.partial"
+    records = draw_set(unfinished, split, options)
+    note_finished(output, split, None)  # from here to the end the set is neither the old one nor the new one
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
     write_text(output / f"{split}.scenes.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     with atomic_path(output / f"{split}.csv") as temporary, open(temporary, "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["video", "caption"])
         rows.writerows((record["video"], text) for record in records for text in record["captions"])
+    note_finished(output, split, settings)
+    print(f"{folder}: {settings['clips']} clips")
 
 
-def finished_sets(output: Path) -> dict[str, dict]:
+def finished_sets(output: Path) -> dict[str, dict[str, int]]:
+    """The settings with which each finished set was drawn."""
     path = output / "demo.json"
     return json.loads(path.read_text())["sets"] if path.exists() else {}
 
 
-def note_finished(output: Path, split: str, settings: dict | None) -> None:
-    """Notes in demo.json that a set is there, or, with None, that it is not."""
+def note_finished(output: Path, split: str, settings: dict[str, int] | None) -> None:
+    """Note in demo.json that a set is there, or, with None, that it is not."""
     sets = finished_sets(output)
     sets.pop(split, None)
     if settings is not None:
@@ -591,27 +616,29 @@ def note_finished(output: Path, split: str, settings: dict | None) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("_data/demo"), help="folder (default %(default)s)")
+    """Options of the command line; sizes are named as the sets are."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("_data/demo"), help="folder (%(default)s)")
     for split, count in {"train": 3000, "val": 256, "test": 256, "names": 4000, "names-val": 300}.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split} (default {count})")
-    parser.add_argument("--seed", type=int, default=88, help="another number, another world (default 88)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw (default 2)")
-    return parser.parse_args(arguments)
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split} (%(default)s)")
+    parser.add_argument("--seed", type=int, default=88, help="another number, another world (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that draw (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if min(getattr(options, split) for split in SETS) < 0 or options.workers < 1:
+        parser.error("a set has 0 clips or more, and there is at least one worker")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Make what is not there yet."""
     options = parse_arguments(arguments)
     write_bert(options.output / "bert")
-    for split in (*CAPTIONED_SETS, "names", "names_val"):
-        count = getattr(options, split)
-        settings = {"world": WORLD_VERSION, "seed": options.seed, "clips": count}
-        there = len(list((options.output / split).glob("*.mp4")))
-        if finished_sets(options.output).get(split) == settings and there == count:
-            print(f"{options.output / split}: {count} clips are there already")
-            continue
-        make_set(options.output, split, count, options.seed, options.workers)
-        note_finished(options.output, split, settings)
+    for split in SETS:
+        make_set(split, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""Which words and patches are hidden: functions of shapes, probabilities and a generator.
+
+Shapes: B clips, T frames of h x w patches, X text tokens, V = T(1+hw) video tokens, L = V + X.
+Everything is drawn on the CPU, where the generator of a step is, for the whole batch at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+Grid = tuple[int, int, int]  # frames, rows and columns of patches
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that stand for no word."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def random_mask(batch: int, grid: Grid, p: float, generator: Generator) -> Tensor:
+    """`rm`: each patch with probability `p` -> bool (B, T, h, w)."""
+    return torch.rand(batch, *grid, generator=generator) < p
+
+
+def block_mask(batch: int, grid: Grid, generator: Generator) -> Tensor:
+    """`bm`: T boxes per clip, each at a random place -> bool (B, T, h, w).
+
+    A box lasts 1 to T-1 frames and is 1 to 2h/3 - 1 patches high, 1 to 2w/3 - 1 wide (fractions are
+    dropped); one frame or patch where that leaves none.
+    """
+    frames, height, width = grid
+    boxes = torch.ones(batch, frames, *grid, dtype=torch.bool)
+    most = (frames - 1, 2 * height // 3 - 1, 2 * width // 3 - 1)
+    for axis, (size, largest) in enumerate(zip(grid, most, strict=True)):
+        extent = 1 + _below(torch.full((batch, frames), max(1, largest)), generator)
+        start = _below(size - extent + 1, generator)
+        place = torch.arange(size)
+        inside = (place >= start[..., None]) & (place < (start + extent)[..., None])  # (B, boxes, size)
+        boxes &= inside.view(batch, frames, *(size if a == axis else 1 for a in range(3)))
+    return boxes.any(dim=1)
+
+
+def attended_mask(attention: Tensor, maskable: Tensor, p: float, generator: Generator) -> Tensor:
+    """`am`: int(L * p) positions without replacement, in proportion to their attention -> bool (B, L).
+
+    attention: (B, L) >= 0; maskable: bool (B, L), False at special tokens. Fewer where there are not
+    that many maskable ones.
+    """
+    # a position's place in line by its exponential waiting time: drawing without replacement at once
+    patience = torch.empty(attention.shape).exponential_(generator=generator)
+    waiting = (patience / attention.clamp(min=1e-12)).masked_fill(~maskable, torch.inf)
+    first = waiting.argsort(dim=1).argsort(dim=1) < int(attention.shape[1] * p)
+    return first & maskable
+
+
+def patch_mask(
+    masks: Sequence[str], batch: int, grid: Grid, p: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """One of `masks` (rm, bm, am) per sample -> bool (B, T, h, w), and which samples drew `am`, bool (B,).
+
+    The patches of samples with `am` are left to `attended_mask`.
+    """
+    choice = torch.randint(len(masks), (batch,), generator=generator)
+    drawn = {
+        "rm": random_mask(batch, grid, p, generator),
+        "bm": block_mask(batch, grid, generator),
+        "am": torch.zeros(batch, *grid, dtype=torch.bool),
+    }
+    mask = torch.stack([drawn[name] for name in masks])[choice, torch.arange(batch)]
+    return mask, torch.tensor([name == "am" for name in masks])[choice]
+
+
+def word_mask(txt: Tensor, special: SpecialTokens, p: float, generator: Generator) -> Tensor:
+    """Each word of txt (B, X) with probability `p` -> bool (B, X)."""
+    return (torch.rand(txt.shape, generator=generator) < p) & is_word(txt, special)
+
+
+def is_word(txt: Tensor, special: SpecialTokens) -> Tensor:
+    """Ids (B, X) -> bool: not [PAD], [CLS], [SEP] or [MASK]."""
+    ids = torch.tensor([special.pad, special.cls, special.sep, special.mask], device=txt.device)
+    return ~torch.isin(txt, ids)
+
+
+def hide_patches(frames: Tensor, mask: Tensor) -> Tensor:
+    """frames: (B, T, 3, H, W) -> the same with 0 in the patches of mask (B, T, h, w)."""
+    p, q = frames.shape[-2] // mask.shape[-2], frames.shape[-1] // mask.shape[-1]
+    pixels = repeat(mask.to(frames.device), "b t h w -> b t 1 (h p) (w q)", p=p, q=q)
+    return frames.masked_fill(pixels, 0.0)
+
+
+def negative_texts(batch: int, generator: Generator, most: int = 3) -> Tensor:
+    """For each of B videos min(B, 4) - 1 other texts, drawn without replacement -> (B, min(B, 4) - 1)."""
+    order = torch.rand(batch, batch, generator=generator).fill_diagonal_(2.0).argsort(dim=1)
+    return order[:, : min(batch - 1, most)]
+
+
+def mask_batch(
+    batch: dict[str, Any],
+    masks: Sequence[str],
+    p: float,
+    special: SpecialTokens,
+    patch_size: int,
+    generator: Generator,
+    attention: Tensor | None = None,
+) -> dict[str, Any]:
+    """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W) and `txt` (B, X).
+
+    Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
+    (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS] and every hidden position, which is
+    all of the output that a loss reads. `attention` (B, L) is needed for `am` alone.
+    """
+    img, txt = batch["img"], batch["txt"].cpu()
+    size, frames = len(img), img.shape[1]
+    grid = (frames, img.shape[-2] // patch_size, img.shape[-1] // patch_size)
+    patches, attended = patch_mask(masks, size, grid, p, generator)
+    words = word_mask(txt, special, p, generator)
+    if attention is not None and attended.any():
+        maskable = torch.cat([is_patch(grid).expand(size, -1), is_word(txt, special)], dim=1)
+        drawn = attended_mask(attention.cpu().float(), maskable, p, generator)
+        hidden_patches, hidden_words = split_positions(drawn, grid)
+        patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
+        words = torch.where(attended[:, None], hidden_words, words)
+    added = {
+        "masked_txt": txt.masked_fill(words, special.mask),
+        "ans_mlm": txt.masked_fill(~words, -1),
+        "mvm_mask": patches,
+        "negatives": negative_texts(size, generator),
+        "positions": read_positions(patches, words),
+    }
+    added = {name: value.to(img.device) for name, value in added.items()}
+    return {**batch, **added, "masked_img": hide_patches(img, patches)}
+
+
+def is_patch(grid: Grid) -> Tensor:
+    """bool (V,): True at the video tokens that are patches, False at the one before each frame."""
+    return F.pad(torch.ones(grid[0], grid[1] * grid[2], dtype=torch.bool), (1, 0)).flatten()
+
+
+def split_positions(drawn: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """bool (B, L) -> patches (B, T, h, w) and words (B, X)."""
+    frames, height, width = grid
+    length = frames * (1 + height * width)
+    video = rearrange(drawn[:, :length], "b (t n) -> b t n", t=frames)[:, :, 1:]
+    return video.unflatten(2, (height, width)), drawn[:, length:]
+
+
+def read_positions(patches: Tensor, words: Tensor) -> Tensor:
+    """Hidden patches (B, T, h, w) and words (B, X) -> (B, K) positions among the L, [CLS] included.
+
+    K is that of the sample with the most; the others repeat positions that nobody reads.
+    """
+    video = F.pad(patches.flatten(2), (1, 0)).flatten(1)
+    text = words.clone()
+    text[:, 0] = True  # [CLS], which video-text matching reads
+    read = torch.cat([video, text], dim=1)
+    most = int(reduce(read.int(), "b l -> b", "sum").max())
+    return read.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def _below(high: Tensor, generator: Generator) -> Tensor:
+    """Whole numbers in [0, high), evenly, each with its own `high`."""
+    return (torch.rand(high.shape, generator=generator) * high).long().clamp(max=high - 1)

@@ -1,0 +1,468 @@
+"""VIOLET: video and text encoders, the cross-modal transformer over both, and the heads of the tasks.
+
+Shapes: B clips, T frames, h x w patches of a frame, X text tokens, D the width, L = T(1+hw) + X.
+Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc, fc_mtm, decoder_*.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers.models.bert.modeling_bert import BertEmbeddings
+
+from lib import Config, Mean, UserError, load_tensors, log, read_tensors, summary
+from mvm_targets import make_targets
+from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Output:
+    """What a task's model makes of a batch."""
+
+    losses: dict[str, Mean]
+    """summed without weights, each logged under its name"""
+    scores: dict[str, Mean] = field(default_factory=dict)
+    """logged, not trained on"""
+    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """one entry per sample, for the predictions file"""
+
+
+# ------------------------------------------------------------------------------------------- encoders
+
+
+class VideoEncoder(nn.Module):
+    """Video tokens: Video Swin's patches, a learned token before each frame's, position and frame added."""
+
+    def __init__(
+        self,
+        size: Size,
+        hidden_size: int,
+        max_frames: int = 6,
+        max_patches: int = 14,
+        init_std: float = 0.02,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.swin = VideoSwin(size, use_checkpoint)
+        self.fc = nn.Identity() if self.swin.width == hidden_size else nn.Linear(self.swin.width, hidden_size)
+
+        def embedding(*shape: int) -> nn.Parameter:
+            return nn.Parameter(init_std * torch.randn(*shape, hidden_size))
+
+        self.emb_cls = embedding(1, 1, 1)
+        self.emb_pos = embedding(1, 1, 1 + max_patches**2)
+        self.emb_len = embedding(1, max_frames, 1)
+        # of the frame-order task, which published checkpoints carry and nothing here uses
+        self.emb_odr = embedding(1, 1, 1).requires_grad_(False)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, img: Tensor) -> Tensor:
+        """img: (B, T, 3, H, W), normalised -> (B, T(1+hw), D)."""
+        patches = self.swin(rearrange(img, "b t c h w -> b c t h w"))
+        patches = self.fc(rearrange(patches, "b c t h w -> b t (h w) c"))
+        batch, frames, length = patches.shape[:3]
+        cls = self.emb_cls.expand(batch, frames, 1, -1)
+        tokens = torch.cat([cls.to(patches.dtype), patches], dim=2)
+        tokens = tokens + self.emb_pos[:, :, : 1 + length] + self.emb_len[:, :frames]
+        return rearrange(self.norm(tokens), "b t n d -> b (t n) d")
+
+
+class TextEncoder(nn.Module):
+    """BERT's embeddings, or, with `embed_only` off, its whole encoder."""
+
+    def __init__(self, bert: BertConfig, embed_only: bool = True) -> None:
+        super().__init__()
+        self.embed_only = embed_only
+        self.emb_txt = BertEmbeddings(bert) if embed_only else BertModel(bert, add_pooling_layer=False)
+
+    def forward(self, txt: Tensor, mask: Tensor) -> Tensor:
+        """txt: (B, X) ids; mask: (B, X), 1 = a token -> (B, X, D)."""
+        if self.embed_only:
+            return self.emb_txt(txt)
+        return self.emb_txt(txt, attention_mask=mask).last_hidden_state
+
+
+# ---------------------------------------------------------------------------- cross-modal transformer
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """`scaled_dot_product_attention`, whose matrix is computed again in the backward pass, not kept."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class FusionLayer(nn.Module):
+    """One layer of BERT's encoder (Devlin et al., NAACL 2019), its parameters under BERT's names."""
+
+    def __init__(self, bert: BertConfig) -> None:
+        super().__init__()
+        width, eps = bert.hidden_size, bert.layer_norm_eps
+        self.heads = bert.num_attention_heads
+        self.attention_dropout = bert.attention_probs_dropout_prob
+        self.dropout = nn.Dropout(bert.hidden_dropout_prob)
+        projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
+        self.attention = nn.ModuleDict(
+            {
+                "self": nn.ModuleDict(projections),
+                "output": nn.ModuleDict(
+                    {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps)}
+                ),
+            }
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, bert.intermediate_size)})
+        self.output = nn.ModuleDict(
+            {"dense": nn.Linear(bert.intermediate_size, width), "LayerNorm": nn.LayerNorm(width, eps)}
+        )
+
+    def project(self, name: str, x: Tensor) -> Tensor:
+        """(B, L, D) -> queries, keys or values (B, heads, L, D / heads)."""
+        projections: Any = self.attention["self"]
+        return rearrange(projections[name](x), "b l (h d) -> b h l d", h=self.heads)
+
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x: (B, L, D); mask: see `visible`; positions: (B, K) or None, all -> (B, L or K, D)."""
+        at = x if positions is None else take(x, positions)
+        if positions is not None and mask.shape[2] > 1:
+            rows = mask.expand(len(x), -1, -1, -1)
+            mask = rows.gather(2, repeat(positions, "b k -> b 1 k l", l=mask.shape[3]))
+        dropout = self.attention_dropout if self.training else 0.0
+        seen = attend(
+            self.project("query", at), self.project("key", x), self.project("value", x), mask, dropout
+        )
+        output: Any = self.attention["output"]
+        at = output["LayerNorm"](at + self.dropout(output["dense"](rearrange(seen, "b h l d -> b l (h d)"))))
+        inner = F.gelu(self.intermediate["dense"](at))
+        return self.output["LayerNorm"](at + self.dropout(self.output["dense"](inner)))
+
+    def attention_map(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, heads, L, L): the share of attention that each query (row) gives to each position."""
+        q, k = self.project("query", x), self.project("key", x)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
+
+
+class FusionEncoder(nn.Module):
+    """BERT's encoder over [video tokens, text tokens]."""
+
+    def __init__(self, bert: BertConfig, use_checkpoint: bool = False) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.layer = nn.ModuleList(FusionLayer(bert) for _ in range(bert.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x: (B, L, D); mask: see `visible` -> (B, L, D), or, at `positions` (B, K) alone, (B, K, D).
+
+        The last layer computes queries and feed-forward for those positions only: nothing reads the rest.
+        """
+        for layer in self.layer:
+            at = positions if layer is self.layer[-1] else None
+            if self.use_checkpoint and self.training:
+                x = checkpoint(layer, x, mask, at, use_reentrant=False)
+            else:
+                x = layer(x, mask, at)
+        return x
+
+    @torch.no_grad()
+    def attention_received(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, L): attention that each position receives: mean over heads, sum over layers and queries."""
+        received = x.new_zeros(x.shape[:2])
+        for layer in self.layer:
+            received += layer.attention_map(x, mask).mean(dim=1).sum(dim=1)
+            x = layer(x, mask)
+        return received
+
+
+def take(x: Tensor, positions: Tensor) -> Tensor:
+    """x: (B, L, D); positions: (B, K) -> (B, K, D)."""
+    return x.gather(1, repeat(positions, "b k -> b k d", d=x.shape[2]))
+
+
+def visible(txt_mask: Tensor, video_length: int, seq2seq: bool = False) -> Tensor:
+    """Which positions a query sees: bool (B, 1, 1, L), or with `seq2seq` (1, 1, L, L).
+
+    txt_mask: (B, X), 1 = a token. Video tokens are always seen, padding never. In `seq2seq` a word sees
+    the video and the words before it (so that padding, which comes last, needs no mask), and the video
+    sees itself alone.
+    """
+    if not seq2seq:
+        return rearrange(F.pad(txt_mask.bool(), (video_length, 0), value=True), "b l -> b 1 1 l")
+    length = video_length + txt_mask.shape[1]
+    order = torch.arange(length, device=txt_mask.device).clamp(min=video_length - 1)
+    return (order[None, :] <= order[:, None])[None, None]
+
+
+# ---------------------------------------------------------------------------------------------- heads
+
+
+class MlmHead(nn.Module):
+    """BERT's head of masked language modelling: keys `predictions.transform.dense` and so on."""
+
+    def __init__(self, bert: BertConfig) -> None:
+        super().__init__()
+        self.predictions = _MlmPredictions(bert)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> logits (..., vocabulary)."""
+        return self.predictions(x)
+
+
+class _MlmPredictions(nn.Module):
+    def __init__(self, bert: BertConfig) -> None:
+        super().__init__()
+        width = bert.hidden_size
+        self.transform = nn.ModuleDict(
+            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, bert.layer_norm_eps)}
+        )
+        self.bias = nn.Parameter(torch.zeros(bert.vocab_size))
+        self.decoder = nn.Linear(width, bert.vocab_size)
+        self.decoder.bias = self.bias  # published checkpoints hold it under both names
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.transform["LayerNorm"](F.gelu(self.transform["dense"](x))))
+
+
+def matching_head(bert: BertConfig) -> nn.Sequential:
+    """`fc`: a score of how well the text fits the video, from the output at the text's [CLS]."""
+    width = bert.hidden_size
+    return nn.Sequential(
+        nn.Dropout(bert.hidden_dropout_prob), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1)
+    )
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+class Violet(nn.Module):
+    """The two encoders and the transformer over both; a task's model adds its heads.
+
+    `fusion` and `text` are the BERTs whose encoder and whose embeddings are used.
+    """
+
+    def __init__(
+        self,
+        fusion: BertConfig,
+        text: BertConfig,
+        vis_size: Size,
+        max_frames: int = 6,
+        max_patches: int = 14,
+        embed_only: bool = True,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        width, std = fusion.hidden_size, fusion.initializer_range
+        self.enc_img = VideoEncoder(vis_size, width, max_frames, max_patches, std, use_checkpoint)
+        self.enc_txt = TextEncoder(text, embed_only)
+        self.trsfr = FusionEncoder(fusion, use_checkpoint)
+        initialise_bert(self.enc_txt, text.initializer_range)
+        initialise_bert(self.trsfr, std)
+
+    def encode(self, img: Tensor, txt: Tensor, txt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """img: (B, T, 3, H, W); txt, txt_mask: (B, X) -> video tokens (B, V, D), text tokens (B, X, D)."""
+        return self.enc_img(img), self.enc_txt(txt, txt_mask)
+
+    def fuse(self, video: Tensor, text: Tensor, txt_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Video (B, V, D), text (B, X, D) -> output (B, V+X, D); with `positions` (B, K), 0 elsewhere."""
+        x = torch.cat([video, text], dim=1)
+        out = self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
+        if positions is None:
+            return out
+        index = repeat(positions, "b k -> b k d", d=x.shape[2])
+        return out.new_zeros(x.shape).scatter(1, index, out)
+
+    @torch.no_grad()
+    def attention_received(self, img: Tensor, txt: Tensor, txt_mask: Tensor) -> Tensor:
+        """(B, V+X): the attention that each position receives, for attended masking."""
+        video, text = self.encode(img, txt, txt_mask)
+        mask = visible(txt_mask, video.shape[1])
+        return self.trsfr.attention_received(torch.cat([video, text], dim=1), mask)
+
+
+class PretrainModel(Violet):
+    """Masked language modelling, video-text matching and masked visual modelling on one pass of a pair."""
+
+    def __init__(
+        self,
+        fusion: BertConfig,
+        text: BertConfig,
+        vis_size: Size,
+        tasks: Sequence[str] = ("mlm", "vtm", "mvm"),
+        targets: Sequence[str] = ("pixel",),
+        temperature: float = 0.05,
+        patch_size: int = 32,
+        **encoders: Any,
+    ) -> None:
+        super().__init__(fusion, text, vis_size, **encoders)
+        self.tasks, self.temperature = tuple(tasks), temperature
+        self.fc = matching_head(fusion)
+        self.fc_mtm = MlmHead(text)
+        self.targets = make_targets(targets, fusion.hidden_size, patch_size)
+        mvm_heads = {name: head for t in self.targets.values() for name, head in t.heads.items()}
+        for name, head in mvm_heads.items():
+            self.add_module(name, head)
+        for task, heads in {"vtm": [self.fc], "mlm": [self.fc_mtm], "mvm": mvm_heads.values()}.items():
+            for head in heads:  # DistributedDataParallel waits for the gradients of a head that trains
+                head.requires_grad_(task in self.tasks)
+
+    @classmethod
+    def from_config(cls, config: Config) -> "PretrainModel":
+        """Built as `config` says, its encoders with their published weights."""
+        fusion, text = bert_config(config.fusion_encoder), bert_config(config.txt_backbone)
+        if fusion.hidden_size != text.hidden_size:
+            raise UserError(
+                f"txt_backbone {config.txt_backbone} is {text.hidden_size} wide, "
+                f"fusion_encoder {config.fusion_encoder} {fusion.hidden_size}: they must be equally wide."
+            )
+        model = cls(
+            fusion,
+            text,
+            SIZES[config.vis_backbone_size],
+            tasks=config.pretrain_tasks,
+            targets=config.mvm_target,
+            temperature=config.temp,
+            patch_size=config.size_patch,
+            max_frames=config.max_size_frame,
+            max_patches=config.max_size_patch,
+            embed_only=config.txt_backbone_embed_only,
+            use_checkpoint=config.use_checkpoint,
+        )
+        load_encoders(model, config)
+        return model
+
+    def forward(self, batch: Batch) -> Output:
+        """A batch with its masks (see `masking.mask_batch`) -> the losses and accuracies of the tasks."""
+        video, text = self.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
+        fused = self.fuse(video, text, batch["mask"], batch["positions"])
+        visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
+        output = Output(losses={})
+        if "mlm" in self.tasks:
+            self.name_words(words, batch, output)
+        if "vtm" in self.tasks:
+            self.match(words[:, 0], video, text, batch, output)
+        if "mvm" in self.tasks:
+            for name, target in self.targets.items():
+                output.losses[f"mvm_{name}"] = target.loss(visual, batch["img"], batch["mvm_mask"])
+        return output
+
+    def name_words(self, words: Tensor, batch: Batch, output: Output) -> None:
+        """MLM: words (B, X, D) -> cross-entropy and accuracy at the positions where `ans_mlm` is not -1."""
+        hidden = batch["ans_mlm"] >= 0
+        logits, answers = self.fc_mtm(words[hidden]).float(), batch["ans_mlm"][hidden]
+        right = (logits.argmax(dim=-1) == answers) & batch["valid"].unsqueeze(1).expand_as(hidden)[hidden]
+        count = hidden.sum()
+        output.losses["mlm"] = Mean(F.cross_entropy(logits, answers, reduction="sum"), count)
+        output.scores["mlm_acc"] = Mean(right.sum(), count)
+        if not self.training:
+            found = logits.argmax(dim=-1).split(hidden.sum(dim=1).tolist())
+            output.predictions["mlm"] = [ids.tolist() for ids in found]
+
+    def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
+        """VTM: each video picks its own text among the batch's `negatives` (B, N).
+
+        `matched` (B, D), the output at [CLS] of the pairs that belong together, comes from the pass that
+        the other tasks read.
+        """
+        negatives = batch["negatives"]
+        number = negatives.shape[1]
+        texts = negatives.flatten()
+        cls = torch.full((len(texts), 1), video.shape[1], device=video.device)
+        others = video.repeat_interleave(number, dim=0), text[texts], batch["mask"][texts]
+        if number:
+            matched = torch.cat([matched, self.fuse(*others, cls)[:, video.shape[1]]])
+        scores = self.fc(matched).float().squeeze(1) / self.temperature
+        own, other = scores[: len(video)], scores[len(video) :]
+        scores = torch.cat([own[:, None], rearrange(other, "(b n) -> b n", n=number)], dim=1)
+        own_text = torch.zeros_like(texts, shape=(len(video),))
+        right = (scores.argmax(dim=1) == 0) & batch["valid"]
+        count = torch.as_tensor(len(video), device=video.device)
+        output.losses["vtm"] = Mean(F.cross_entropy(scores, own_text, reduction="sum"), count)
+        output.scores["vtm_acc"] = Mean(right.sum(), count)
+        if not self.training:
+            output.predictions["vtm"] = right.tolist()
+
+
+# -------------------------------------------------------------------------------------------- weights
+
+
+@torch.no_grad()
+def initialise_bert(module: nn.Module, std: float) -> None:
+    """BERT's own start: normal weights of deviation `std`, zero biases, a zero vector for [PAD]."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            part.weight[part.padding_idx].zero_()
+
+
+def bert_config(name: str) -> BertConfig:
+    """The sizes of a BERT by its name or folder."""
+    try:
+        return BertConfig.from_pretrained(name)
+    except OSError as error:
+        raise UserError(
+            f"BERT {name!r} is neither a folder with a config.json nor a model that can be downloaded "
+            f"({str(error).splitlines()[0]}). Set txt_backbone and fusion_encoder to a folder that holds one."
+        ) from error
+
+
+def load_encoders(model: PretrainModel, config: Config) -> None:
+    """Give the video encoder, the text encoder and the cross-modal transformer their published weights."""
+    if config.vis_backbone_init != "random":
+        path = config.vis_backbone_path or weights_path(
+            config.vis_backbone_size, config.vis_backbone_init, config.kinetics
+        )
+        load_backbone(model.enc_img.swin, config.vis_backbone_init, path)
+    berts: dict[str, BertForMaskedLM] = {}
+    for name, random in [
+        (config.txt_backbone, config.txt_backbone_rand_init),
+        (config.fusion_encoder, config.fusion_encoder_rand_init),
+    ]:
+        if not random and name not in berts:
+            berts[name] = read_bert(name)
+    if not config.fusion_encoder_rand_init:
+        bert = berts[config.fusion_encoder].bert
+        model.trsfr.load_state_dict(bert.encoder.state_dict())
+    if not config.txt_backbone_rand_init:
+        masked_lm = berts[config.txt_backbone]
+        source = masked_lm.bert.embeddings if config.txt_backbone_embed_only else masked_lm.bert
+        model.enc_txt.emb_txt.load_state_dict(source.state_dict())
+        model.fc_mtm.load_state_dict(masked_lm.cls.state_dict())
+
+
+def read_bert(name: str) -> BertForMaskedLM:
+    """A BERT with its MLM head by name or folder.
+
+    Where the folder holds no MLM head, its decoder is the word embeddings (BERT ties them) and its
+    transform starts anew.
+    """
+    try:
+        return BertForMaskedLM.from_pretrained(name)
+    except OSError as error:
+        raise UserError(
+            f"BERT {name!r} has no weights ({str(error).splitlines()[0]}); to train without, set "
+            "txt_backbone_rand_init and fusion_encoder_rand_init."
+        ) from error
+
+
+def load_checkpoint(model: nn.Module, path: str) -> None:
+    """Load a checkpoint of VIOLET's published layout, or ours, into a task's model.
+
+    Heads that the file lacks keep their start and are named in the log; a missing part of an encoder or
+    of the cross-modal transformer is an error.
+    """
+    backbone = ("enc_img.", "enc_txt.", "trsfr.")
+    tensors = read_tensors(path)
+    wanted = model.state_dict()
+    heads = {key for key in wanted if not key.startswith(backbone)}
+    index = {key for key in wanted if key.endswith("relative_position_index")}
+    load_tensors(model, tensors, source=path, may_lack=heads | index)
+    fresh = sorted(heads - tensors.keys())
+    log.info("checkpoint: %s%s", path, f"; starting anew: {summary(fresh)}" if fresh else "")
