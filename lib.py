@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 import numpy as np
@@ -278,7 +278,8 @@ def load_config(kind: str, arguments: Sequence[str] | None = None) -> Config:
 # ---------------------------------------------------------------------------------- losses and devices
 
 
-class Mean(NamedTuple):
+@dataclass(frozen=True)
+class Mean:
     """A mean in two parts, so that it can be joined with others: over batches, over processes."""
 
     total: Tensor
@@ -331,9 +332,11 @@ def distributed(config: Config) -> Iterator[World]:
         torch.accelerator.set_device_index(device.index or 0)
     if size > 1:
         dist.init_process_group(dist.get_default_backend_for_device(device))
+    world = World(device, rank, size)
+    start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
-        yield World(device, rank, size)
+        yield world
     finally:
         if size > 1:
             dist.destroy_process_group()

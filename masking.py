@@ -123,7 +123,9 @@ def mask_batch(
     grid = (frames, img.shape[-2] // patch_size, img.shape[-1] // patch_size)
     patches, attended = patch_mask(masks, size, grid, p, generator)
     words = word_mask(txt, special, p, generator)
-    if attention is not None and attended.any():
+    if attended.any():
+        if attention is None:
+            raise ValueError("attended masking (am) needs the attention that each position receives")
         maskable = torch.cat([is_patch(grid).expand(size, -1), is_word(txt, special)], dim=1)
         drawn = attended_mask(attention.cpu().float(), maskable, p, generator)
         hidden_patches, hidden_words = split_positions(drawn, grid)
@@ -156,7 +158,7 @@ def split_positions(drawn: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def read_positions(patches: Tensor, words: Tensor) -> Tensor:
     """Hidden patches (B, T, h, w) and words (B, X) -> (B, K) positions among the L, [CLS] included.
 
-    K is that of the sample with the most; the others repeat positions that nobody reads.
+    K is that of the sample with the most; the others are filled up with positions that nobody reads.
     """
     video = F.pad(patches.flatten(2), (1, 0)).flatten(1)
     text = words.clone()

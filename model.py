@@ -6,7 +6,7 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange, repeat
@@ -174,7 +174,7 @@ class FusionEncoder(nn.Module):
         """(B, L): attention that each position receives: mean over heads, sum over layers and queries."""
         received = x.new_zeros(x.shape[:2])
         for layer in self.layer:
-            received += layer.attention_map(x, mask).mean(dim=1).sum(dim=1)
+            received += cast(FusionLayer, layer).attention_map(x, mask).mean(dim=1).sum(dim=1)
             x = layer(x, mask)
         return received
 
@@ -306,7 +306,12 @@ class PretrainModel(Violet):
         mvm_heads = {name: head for t in self.targets.values() for name, head in t.heads.items()}
         for name, head in mvm_heads.items():
             self.add_module(name, head)
-        for task, heads in {"vtm": [self.fc], "mlm": [self.fc_mtm], "mvm": mvm_heads.values()}.items():
+        heads_of: dict[str, list[nn.Module]] = {
+            "vtm": [self.fc],
+            "mlm": [self.fc_mtm],
+            "mvm": list(mvm_heads.values()),
+        }
+        for task, heads in heads_of.items():
             for head in heads:  # DistributedDataParallel waits for the gradients of a head that trains
                 head.requires_grad_(task in self.tasks)
 
@@ -378,7 +383,7 @@ class PretrainModel(Violet):
         scores = self.fc(matched).float().squeeze(1) / self.temperature
         own, other = scores[: len(video)], scores[len(video) :]
         scores = torch.cat([own[:, None], rearrange(other, "(b n) -> b n", n=number)], dim=1)
-        own_text = torch.zeros_like(texts, shape=(len(video),))
+        own_text = texts.new_zeros(len(video))
         right = (scores.argmax(dim=1) == 0) & batch["valid"]
         count = torch.as_tensor(len(video), device=video.device)
         output.losses["vtm"] = Mean(F.cross_entropy(scores, own_text, reduction="sum"), count)

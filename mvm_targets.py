@@ -7,7 +7,7 @@ M the number of masked patches of a batch.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from einops import rearrange
@@ -37,6 +37,10 @@ class Target(ABC):
     heads: dict[str, nn.Module]  # published name in checkpoints -> a part of the head
 
     @abstractmethod
+    def __init__(self, hidden_size: int, patch_size: int = 32) -> None:
+        """hidden_size: D; patch_size: p."""
+
+    @abstractmethod
     def target(self, frames: Tensor) -> Tensor:
         """frames: (B, T, 3, H, W), not masked, ImageNet-normalised -> what is to be reconstructed."""
 
@@ -49,7 +53,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def reconstruct(self, visual: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
         """visual: (B, T(1+hw), D); grid: (T, h, w) -> the prediction at every patch, shaped as `target`."""
 
 
@@ -58,8 +62,8 @@ def make_targets(names: Iterable[str], hidden_size: int, patch_size: int = 32) -
     return {name: TARGETS[lookup(TARGETS, name, "mvm_target")](hidden_size, patch_size) for name in names}
 
 
-def patch_tokens(visual: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """(B, T(1+hw), D) -> (B, T, h, w, D): the tokens of patches, without the one before each frame."""
+def patch_tokens(visual: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, T(1+hw), D), grid (T, h, w) -> (B, T, h, w, D): without the token before each frame."""
     frames, height, width = grid
     tokens = rearrange(visual, "b (t n) d -> b t n d", t=frames)[:, :, 1:]
     return rearrange(tokens, "b t (h w) d -> b t h w d", h=height, w=width)
@@ -105,7 +109,7 @@ class PictureTarget(Target):
         # the published normalisation divides by the channels twice
         return Mean(error.sum(), self.channels * (error.new_tensor(error.numel()) + 1e-5))
 
-    def reconstruct(self, visual: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, T(1+hw), D) -> (B, T, C, H, W): see `Target.reconstruct`."""
         return rearrange(self.head(patch_tokens(visual, grid)), "b t h w c p q -> b t c (h p) (w q)")
 

@@ -6,8 +6,8 @@ In under a minute (a CSV with the columns `video` and `caption`, ten short clips
 
     python _tools/make_tsv.py clips/captions.csv --output _data --name clips --frames 4
 
-Writes NAME.yaml, NAME.img.tsv, NAME.caption.tsv (each with its .lineidx), NAME.linelist.tsv, NAME.settings.json
-(what they were made from) and, when something could not be used, NAME.failures.tsv (id, path, reason).
+Writes NAME.yaml, NAME.img.tsv and NAME.caption.tsv (each with its .lineidx), NAME.linelist.tsv,
+NAME.settings.json (what they were made from) and NAME.failures.tsv (id, path, reason of what was left out).
 _data/README.md defines the formats. After a kill, the same command goes on where it was, to the same bytes.
 """
 
@@ -28,12 +28,12 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -43,22 +43,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `Output.finish`, which imports from there
 
-VIDEO_SUFFIXES = {
-    ".3gp",
-    ".avi",
-    ".flv",
-    ".gif",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ogv",
-}
-VIDEO_SUFFIXES |= {".ts", ".webm", ".wmv"}
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+VIDEOS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
+IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
+KINDS = dict.fromkeys(VIDEOS.split(), "video") | dict.fromkeys(IMAGES.split(), "image")
 JPEG_FIELD = b"/9j/"  # base64 of the three bytes that every JPEG begins with
 WHOLE = 0.9  # the share of its promised length from which a clip that breaks off is kept
 UNREADABLE = (av.FFmpegError, OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
@@ -133,20 +120,17 @@ def read_source(source: Path, captions_path: Path | None) -> tuple[list[Item], C
 
 
 def items_from_folder(folder: Path) -> list[Item]:
-    """The videos and images of the folder and its sub-folders, by path; not other and not hidden files."""
+    """The videos and images of the folder and its sub-folders, by path; hidden files are left out."""
     paths = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
-    videos = [(path, "video") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
-    return items_from_files(
-        folder, videos + [(p, "image") for p in paths if p.suffix.lower() in IMAGE_SUFFIXES]
-    )
+    files = [(path, KINDS[path.suffix.lower()]) for path in paths if path.suffix.lower() in KINDS]
+    return items_from_files(folder, files)
 
 
-def items_from_csv(path: Path) -> list[Item]:
+def items_from_csv(table: Path) -> list[Item]:
     """The files that the columns `video` and `image` name, in the order of their first mention."""
-    named = [(row[kind], kind) for row in read_csv(path) for kind in ("video", "image") if row.get(kind)]
-    return items_from_files(
-        path, [(Path(os.path.normpath(path.parent / name)), kind) for name, kind in named]
-    )
+    named = [(row[kind], kind) for row in read_csv(table) for kind in ("video", "image") if row.get(kind)]
+    files = [(Path(os.path.normpath(table.parent / name)), kind) for name, kind in named]
+    return items_from_files(table, files)
 
 
 def items_from_files(source: Path, files: list[tuple[Path, str]]) -> list[Item]:
@@ -155,9 +139,7 @@ def items_from_files(source: Path, files: list[tuple[Path, str]]) -> list[Item]:
     for path, kind in files:
         known = items.setdefault(path.stem, Item(path.stem, path, kind))
         if known.path != path:
-            raise SystemExit(
-                f"{source}: {known.path} and {path} share the id {path.stem!r}; rename one of them"
-            )
+            raise SystemExit(f"{source}: {known.path} and {path} would have the same id; rename one of them")
     return list(items.values())
 
 
@@ -183,22 +165,32 @@ def problem_of(item: Item, captions: Captions) -> str:
 
 
 def read_captions(path: Path) -> Captions:
-    """Captions by id from a JSON {id: [captions]}, or from a CSV: by the stem of the file that a row names."""
-    captions: Captions = {}
-    if path.suffix.lower() != ".json":
-        for row in read_csv(path):
-            for name in filter(None, (row.get("video"), row.get("image"))):
-                captions.setdefault(Path(name).stem, []).append(row.get("caption", ""))
-    else:
-        try:
-            captions = {
-                id_: [t] if isinstance(t, str) else [*t] for id_, t in json.loads(path.read_bytes()).items()
-            }
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise SystemExit(
-                f"{path}: not a JSON of {{id: [captions]}} ({error}); correct the file"
-            ) from error
+    """Captions by id, from a JSON {id: [captions]} or from a CSV, whose files' stems are the ids."""
+    captions = captions_from_json(path) if path.suffix.lower() == ".json" else captions_from_csv(path)
     return {id_: [text.strip() for text in texts if text.strip()] for id_, texts in captions.items()}
+
+
+def captions_from_json(path: Path) -> Captions:
+    """A JSON {id: [captions]}; a lone caption may stand without its list."""
+    try:
+        entries = json.loads(path.read_bytes())
+        captions = {id_: [texts] if isinstance(texts, str) else texts for id_, texts in entries.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise SystemExit(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
+    for id_, texts in captions.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise SystemExit(f"{path}: {id_!r} has {texts!r}; give it a list of captions")
+    return captions
+
+
+def captions_from_csv(path: Path) -> Captions:
+    """The column `caption` by the stem of the file that the row names."""
+    captions: Captions = {}
+    for row in read_csv(path):
+        for kind in ("video", "image"):
+            if row.get(kind):
+                captions.setdefault(Path(row[kind]).stem, []).append(row["caption"])
+    return captions
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -262,7 +254,7 @@ def read_image(item: Item, sampling: Sampling) -> list[bytes]:
 
 
 def to_field(image: Image.Image, sampling: Sampling) -> bytes:
-    """An RGB picture -> base64 JPEG, its longer side at most `sampling.size`, each pixel the mean of its area."""
+    """An RGB picture -> base64 JPEG, at most `sampling.size` long, a pixel being the mean of its area."""
     image.thumbnail((sampling.size, sampling.size), Image.Resampling.BOX)
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=sampling.quality)
@@ -332,7 +324,7 @@ def decode(path: Path, wanted: list[int], sampling: Sampling) -> Clip:
 
 
 def promised_seconds(container: Any, stream: Any) -> float:
-    """The stream's length by the container's header, or 0: a container's own length may be that of its sound."""
+    """The stream's length by the header, or 0; that of the whole container may be its sound's."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else 0.0
@@ -348,9 +340,8 @@ def check_whole(clip: Clip) -> None:
     seconds = clip.end - clip.times[0]
     if seconds < WHOLE * clip.promised or (clip.error and not clip.promised):
         promised = f"{clip.promised:.2f}" if clip.promised else "an unknown number of"
-        raise ValueError(
-            f"cut off: {seconds:.2f} of {promised} seconds could be decoded {clip.error}".strip()
-        )
+        damage = f"cut off or damaged {clip.error}".strip()
+        raise ValueError(f"{damage}: {seconds:.2f} of {promised} seconds could be decoded")
 
 
 READERS = {"video": read_video, "image": read_image, "row": read_row}
@@ -378,7 +369,8 @@ def make_rows(items: list[Item], sampling: Sampling, workers: int) -> Iterator[R
 
 def rows_from_pool(items: list[Item], sampling: Sampling, workers: int, window: int) -> Iterator[Row]:
     """Keep a window of items at work, and give the row of the oldest."""
-    pool = new_pool(workers)
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=live_with_parent)
     waiting: list[Future[Row]] = []
     try:
         for item in items:
@@ -398,16 +390,12 @@ def row_alone(item: Item, sampling: Sampling) -> Row:
         return [], "reading it ended the process: the decoder crashed, or memory ran out"
 
 
-def new_pool(workers: int) -> ProcessPoolExecutor:
-    """Worker processes that start as fresh interpreters, as a fork of a process with threads may hang."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=live_with_parent)
-
-
 def live_with_parent() -> None:
     """Leave Ctrl-C to the parent, and end with it: a pool's processes would wait for ever after its kill."""
 
-    def wait(parent: Any = multiprocessing.parent_process()) -> None:
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
         parent.join()
         os._exit(1)
 
@@ -418,167 +406,139 @@ def live_with_parent() -> None:
 # ---- The files ----
 
 
-class Output:
-    """The files of one NAME: unfinished ones that grow in the order of the items, and the finished ones.
+class Done(NamedTuple):
+    """What the journal says of an item."""
 
-    NAME.img.tsv.part and NAME.failures.tsv.part grow; NAME.part.json says what they are made from. It becomes
-    NAME.settings.json last of all, so that one means: all is there.
+    end: int  # bytes of all rows so far
+    frames: int
+    reason: str  # why it has no row
+
+
+class Output:
+    """The files of one NAME, whose rows grow in the order of the items.
+
+    Until all is done they are NAME.img.tsv.part and NAME.part.jsonl, which has the settings, then a line per
+    item that is done. NAME.settings.json comes last, so that one means: all is there.
     """
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(
+        self, folder: Path, name: str, items: list[Item], captions: Captions, settings: dict[str, Any]
+    ):
         """Only names the files; `opened` makes them."""
         self.folder, self.name = folder, name
-        self.rows, self.rows_part = self.path("img.tsv"), self.path("img.tsv.part")
-        self.failures, self.failures_part = self.path("failures.tsv"), self.path("failures.tsv.part")
-        self.settings, self.settings_part = self.path("settings.json"), self.path("part.json")
-        self.written: list[tuple[Item, int]] = []  # the item and the number of frames of each row
-        self.failed: list[tuple[Item, str]] = []  # the item and the reason
+        self.items, self.captions, self.settings = items, captions, settings
+        self.rows, self.part, self.journal = map(self.path, ("img.tsv", "img.tsv.part", "part.jsonl"))
+        self.done: list[Done] = []
 
     def path(self, ending: str) -> Path:
         """A file of this NAME."""
         return self.folder / f"{self.name}.{ending}"
 
-    def is_finished(self, settings: dict[str, Any]) -> bool:
-        """Whether all is there with these settings. Other files of this NAME are an error: they are not ours."""
+    def is_finished(self) -> bool:
+        """Whether all is there, made with these settings; files made otherwise are an error."""
         there = [self.path(ending) for ending in FINISHED if self.path(ending).exists()]
-        before = read_json(self.settings)
-        if before == settings and len(there) == len(FINISHED):
-            return True
-        if there and settings not in (before, read_json(self.settings_part)):
-            made = f"{there[0]} is there, made otherwise ({differences(before, settings)})"
-            raise SystemExit(f"{made}; give another --name, or --overwrite to replace it")
-        return False
+        before = next(iter(read_lines(self.path("settings.json"))), None)
+        if there and before != self.settings and self.settings not in read_lines(self.journal):
+            changes = differences(before, self.settings)
+            raise SystemExit(f"{there[0]}: made otherwise ({changes}); give another --name or --overwrite")
+        return before == self.settings and len(there) == len(FINISHED)
 
     @contextlib.contextmanager
-    def opened(self, items: list[Item], settings: dict[str, Any]) -> Iterator[list[Item]]:
+    def opened(self) -> Iterator[list[Item]]:
         """Open the unfinished files, and give the items that are still to be done."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.settings_part.open("a") as lock:
+        with self.journal.open("ab") as self._journal_file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._journal_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise SystemExit(
-                    f"{lock.name}: another make_tsv.py is at work on it; wait for its end"
+                    f"{self.journal}: another make_tsv.py is at work on it; let it end"
                 ) from error
-            done = self._resume(items, settings)
-            with (
-                self.rows_part.open("ab") as self._rows_file,
-                self.failures_part.open("ab") as self._failures_file,
-            ):
-                yield items[done:]
+            self._resume()
+            with self.part.open("ab") as self._rows_file:
+                yield self.items[len(self.done) :]
 
-    def _resume(self, items: list[Item], settings: dict[str, Any]) -> int:
-        """Take over what earlier runs have done, or start over; returns the number of items done."""
-        before = read_json(self.settings_part)
-        if before != settings:
-            if before is not None:
-                print(f"{self.rows_part}: made otherwise ({differences(before, settings)}); starting over")
-            self.settings_part.write_text(
-                ""
-            )  # a kill in the middle of this must not leave rows that seem ours
-            self.rows_part.write_bytes(b"")
-            self.failures_part.write_bytes(b"")
-            self.settings_part.write_text(json.dumps(settings, indent=1))
-            return 0
-        if self.rows.exists() and not self.rows_part.exists() and not self.settings.exists():
-            self.rows.replace(self.rows_part)  # killed in `finish`
-        self.rows_part.touch()
-        self.failures_part.touch()
-        done, size = self._count_done(items)
-        os.truncate(self.rows_part, size)
-        self.failures_part.write_bytes(
-            b"".join(failure_line(*pair) for pair in self.failed if not pair[0].problem)
-        )
-        print(f"{self.rows_part}: going on after {done} of {len(items)} items")
-        return done
+    def _resume(self) -> None:
+        """Take over what earlier runs have done with the same settings, or start over."""
+        before, *done = read_lines(self.journal) or [None]
+        if before == self.settings:
+            if len(done) == len(self.items) and self.rows.exists() and not self.part.exists():
+                self.rows.replace(self.part)  # killed in `finish`
+            self.part.touch()
+            size = self.part.stat().st_size
+            self.done = [entry for entry in itertools.starmap(Done, done) if entry.end <= size]
+            os.truncate(self.journal, len("".join(map(json_line, [self.settings, *self.done]))))
+            print(f"{self.part}: going on after {len(self.done)} of {len(self.items)} items")
+        else:
+            if before:
+                print(f"{self.part}: made otherwise ({differences(before, self.settings)}); starting over")
+            self.journal.write_text(json_line(self.settings))
+            self.part.touch()
+        os.truncate(self.part, self._size())
 
-    def _count_done(self, items: list[Item]) -> tuple[int, int]:
-        """How many items are done, and the bytes of their whole rows.
-
-        Follows the items through both files, as a power cut may have cost either its last lines.
-        """
-        *lines, _ = self.failures_part.read_bytes().decode().split("\n")
-        reasons = {line.split("\t")[0]: line.split("\t")[2] for line in lines}
-        size = 0
-        with self.rows_part.open("rb") as file:
-            row = file.readline()
-            for done, item in enumerate(items):
-                if reason := item.problem or reasons.get(item.id):
-                    self.failed.append((item, reason))
-                elif row.endswith(b"\n") and row.startswith(item.id.encode() + b"\t"):
-                    self.written.append((item, count_frames(row)))
-                    size += len(row)
-                    row = file.readline()
-                else:
-                    return done, size
-        return len(items), size
+    def _size(self) -> int:
+        """Bytes of the rows that the journal knows."""
+        return self.done[-1].end if self.done else 0
 
     def add(self, item: Item, fields: list[bytes], reason: str) -> None:
-        """Write the next item's row, or the reason why it has none."""
-        if reason:
-            self.failed.append((item, reason))
-            file, line = self._failures_file, failure_line(item, reason)
-        else:
-            file, line = self._rows_file, b"\t".join([item.id.encode(), *fields]) + b"\n"
-            self.written.append((item, count_frames(line)))
-        if not item.problem:  # `_count_done` goes by ids, and the problem may be an id that is there twice
-            file.write(line)
-            file.flush()
+        """Write the next item's row, if it has one, then its line of the journal."""
+        row = b"" if reason else b"\t".join([item.id.encode(), *fields]) + b"\n"
+        self._rows_file.write(row)
+        self._rows_file.flush()
+        self.done.append(Done(self._size() + len(row), row.count(b"\t" + JPEG_FIELD), reason))
+        self._journal_file.write(json_line(self.done[-1]).encode())
+        self._journal_file.flush()
 
-    def finish(self, captions: Captions) -> bool:
+    def finish(self) -> bool:
         """Make the finished files of the unfinished ones; False when there is not one row."""
         from dataset import write_lineidx  # imports torch: not for the processes that decode
         from lib import atomic_path
 
-        os.fsync(self._rows_file.fileno())
-        with atomic_path(self.failures) as path:
-            path.write_bytes(b"".join(itertools.starmap(failure_line, self.failed)))
-        if not self.failed:
-            self.failures.unlink()
-        if self.written:
-            self.settings.unlink(missing_ok=True)  # until all is new
-            self.rows_part.replace(self.rows)
-            write_lineidx(self.rows)
-            for ending, content in self._texts(captions).items():
-                with atomic_path(self.path(ending)) as path:
-                    path.write_text(content, encoding="utf-8")
-            write_lineidx(self.path("caption.tsv"))
-            self.settings_part.replace(self.settings)
-        for path in (self.settings_part, self.rows_part, self.failures_part):
-            path.unlink(missing_ok=True)
-        return bool(self.written)
+        def write(ending: str, lines: Iterable[str]) -> None:
+            with atomic_path(self.path(ending)) as path:
+                path.write_bytes("".join(lines).encode(errors="backslashreplace"))
 
-    def _texts(self, captions: Captions) -> dict[str, str]:
-        """Content of the files beside the frames, by ending."""
-        texts = [captions[item.id] for item, _ in self.written]
-        pairs = [(row, number) for row, some in enumerate(texts) for number in range(len(some))]
+        os.fsync(self._rows_file.fileno())
+        write(
+            "failures.tsv", (failure_line(item, entry.reason) for item, entry in self._entries(failed=True))
+        )
+        texts = [(item.id, self.captions[item.id]) for item, _ in self._entries()]
+        pairs = [(row, number) for row, (_, some) in enumerate(texts) for number in range(len(some))]
+        if texts:
+            self.path("settings.json").unlink(missing_ok=True)  # until all is new
+            self.part.replace(self.rows)
+            write("caption.tsv", (caption_line(*pair) for pair in texts))
+            write("linelist.tsv", (f"{row}\t{number}\n" for row, number in pairs))
+            write_lineidx(self.rows)
+            write_lineidx(self.path("caption.tsv"))
+            write("yaml", self._yaml())
+            write("settings.json", json_line(self.settings))
+        self.journal.unlink()
+        self.part.unlink(missing_ok=True)
+        return bool(texts)
+
+    def _entries(self, failed: bool = False) -> list[tuple[Item, Done]]:
+        """The items that have a row, or those that have none, and what the journal says of them."""
+        pairs = zip(self.items, self.done, strict=True)
+        return [(item, entry) for item, entry in pairs if bool(entry.reason) == failed]
+
+    def _yaml(self) -> str:
+        """What a pre-training configuration points at; the names in it are from the YAML's folder."""
         names = {"img": "img.tsv", "caption": "caption.tsv", "caption_linelist": "linelist.tsv"}
         entries: dict[str, Any] = {key: self.path(ending).name for key, ending in names.items()}
-        if all(item.kind == "image" or (item.kind == "row" and n == 1) for item, n in self.written):
+        stills = (i.kind == "image" or (i.kind == "row" and e.frames == 1) for i, e in self._entries())
+        if all(stills):
             entries["image"] = True
-        return {
-            "caption.tsv": "".join(
-                caption_line(self.written[row][0].id, some) for row, some in enumerate(texts)
-            ),
-            "linelist.tsv": "".join(f"{row}\t{number}\n" for row, number in pairs),
-            "yaml": yaml.safe_dump(entries, sort_keys=False),
-        }
+        return yaml.safe_dump(entries, sort_keys=False)
 
-    def report(self, captions: Captions) -> str:
-        """What there is now, in one line."""
-        frames, texts = (
-            sum(n for _, n in self.written),
-            sum(len(captions[item.id]) for item, _ in self.written),
-        )
-        size = self.rows.stat().st_size / 1e6 if self.written else 0.0
-        where = f" (listed in {self.failures})" if self.failed else ""
-        counts = f"{len(self.written)} rows, {frames} frames, {texts} captions, {len(self.failed)} failures"
-        return f"{counts}{where}, {size:.1f} MB"
-
-
-def count_frames(row: bytes) -> int:
-    """Number of JPEGs in a row."""
-    return row.count(b"\t" + JPEG_FIELD)
+    def report(self) -> str:
+        """What there is now, in two lines."""
+        rows, failures = self._entries(), len(self._entries(failed=True))
+        frames, texts = sum(e.frames for _, e in rows), sum(len(self.captions[i.id]) for i, _ in rows)
+        where = f" (listed in {self.path('failures.tsv')})" if failures else ""
+        counts = f"{len(rows)} rows, {frames} frames, {texts} captions, {self._size() / 1e6:.1f} MB"
+        result = self.path("yaml") if rows else "nothing written: not one row could be made"
+        return f"{counts}, {failures} failures{where}\n{result}"
 
 
 def caption_line(id_: str, texts: list[str]) -> str:
@@ -586,24 +546,26 @@ def caption_line(id_: str, texts: list[str]) -> str:
     return f"{id_}\t{json.dumps([{'caption': text} for text in texts], ensure_ascii=False)}\n"
 
 
-def failure_line(item: Item, reason: str) -> bytes:
+def failure_line(item: Item, reason: str) -> str:
     """Id, path and reason, with spaces for the tabs and line breaks in them."""
-    fields = [re.sub(r"[\t\r\n]+", " ", text) for text in (item.id, str(item.path), reason)]
-    return ("\t".join(fields) + "\n").encode(errors="backslashreplace")
+    return "\t".join(re.sub(r"[\t\r\n]+", " ", text) for text in (item.id, str(item.path), reason)) + "\n"
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file, or None when there is none or a kill left half of it."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+def json_line(value: Any) -> str:
+    """A line of a journal, in ASCII."""
+    return json.dumps(value) + "\n"
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The whole lines of a file of JSON lines; a kill may have left half of the last one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """Which settings changed."""
     if before is None:
-        return "from what, is not known"
+        return "its settings are not known"
     return ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key])
 
 
@@ -616,19 +578,18 @@ def main(arguments: list[str] | None = None) -> int:
     items, captions = read_source(args.source, args.captions)
     sampling = Sampling(args.frames, args.fps, args.max_frames, args.size, args.quality)
     settings = settings_of(args.source, sampling, items, captions)
-    output = Output(args.output, args.name)
-    if not args.overwrite and output.is_finished(settings):
+    output = Output(args.output, args.name, items, captions, settings)
+    if not args.overwrite and output.is_finished():
         print(f"{output.path('yaml')}: finished before with these settings (--overwrite makes it again)")
         return 0
-    with output.opened(items, settings) as left:
+    with output.opened() as left:
         rows = make_rows(left, sampling, args.workers)
         bar = tqdm(rows, initial=len(items) - len(left), total=len(items), unit="row", desc=args.name)
         for item, (fields, reason) in zip(left, bar, strict=True):
             output.add(item, fields, reason)
-        finished = output.finish(captions)
-    print(output.report(captions))
-    print(output.path("yaml") if finished else "nothing written, as not one row could be made")
-    return 0 if finished else 1
+        written = output.finish()
+    print(output.report())
+    return 0 if written else 1
 
 
 def settings_of(source: Path, sampling: Sampling, items: list[Item], captions: Captions) -> dict[str, Any]:
@@ -636,47 +597,31 @@ def settings_of(source: Path, sampling: Sampling, items: list[Item], captions: C
     size_of = functools.cache(lambda path: path.stat().st_size if path.exists() else None)
     digest = hashlib.sha256()
     for item in items:
-        facts = (item.id, str(item.path), item.kind, item.offset, item.problem, size_of(item.path))
-        digest.update(repr((facts, captions.get(item.id))).encode())
-    return {
-        "source": str(source),
-        **dataclasses.asdict(sampling),
-        "files_and_captions": digest.hexdigest()[:16],
-    }
+        digest.update(repr((item, size_of(item.path), captions.get(item.id))).encode())
+    return {"source": str(source), **dataclasses.asdict(sampling), "content": digest.hexdigest()[:16]}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add, pick = parser.add_argument, parser.add_mutually_exclusive_group()
-    source = """a folder of videos and images; or a CSV with columns `video` or `image` (paths from the CSV's folder)
-        and `caption`, several rows of a file being several captions; or a frames TSV, kept as it is"""
-    frames = """frames per video (default: %(default)s), evenly over it, the first and the last among them; a video
-        that has fewer keeps all"""
-    add("source", type=absolute, help=source)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    add = parser.add_argument
+    add("source", type=absolute, help=SOURCE_HELP)
     add("--captions", type=absolute, help="for a folder or TSV: a JSON {id: [captions]}, or a CSV as above")
-    add("--output", type=absolute, required=True, help="folder to write to, made where missing")
+    add("--output", type=absolute, required=True, help="folder to write to, made when missing")
     add("--name", required=True, help="what the names of the written files begin with")
-    pick.add_argument("--frames", type=positive, default=32, help=frames)
-    pick.add_argument("--fps", type=positive_float, help="instead of --frames: frames per second of video")
+    add("--frames", type=positive, default=32, help=FRAMES_HELP)
+    add("--fps", type=float, help="instead of --frames: frames per second of the video")
     add("--max_frames", type=positive, help="with --fps: at most so many, thinned evenly (default: all)")
     add(
-        "--size",
-        type=positive,
-        default=320,
-        help="longest side in pixels (default: %(default)s); never enlarged",
+        "--size", type=positive, default=320, help="longest side, pixels (default: %(default)s); only shrinks"
     )
     add("--quality", type=positive, default=90, help="of the JPEGs, 1 to 100 (default: %(default)s)")
-    add(
-        "--workers",
-        type=positive,
-        default=os.cpu_count(),
-        help="processes (default: %(default)s, one per core)",
-    )
+    add("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
     add("--overwrite", action="store_true", help="make finished files again, and replace others of this name")
     args = parser.parse_args(arguments)
+    if args.fps is not None and not args.fps > 0:
+        parser.error(f"--fps {args.fps}: give a number above 0")
     if args.max_frames and not args.fps:
         parser.error("--max_frames goes with --fps")
     if args.captions and args.source.suffix.lower() == ".csv":
@@ -693,18 +638,15 @@ def absolute(text: str) -> Path:
 
 def positive(text: str) -> int:
     """A whole number from 1; argparse names the argument when it is not."""
-    number = int(text)
-    if number < 1:
+    if int(text) < 1:
         raise ValueError(text)
-    return number
+    return int(text)
 
 
-def positive_float(text: str) -> float:
-    """A number above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError(text)
-    return number
+SOURCE_HELP = """a folder of videos and images; or a CSV with the columns `video` or `image` (paths from the
+    CSV's folder) and `caption`, a row per caption; or a frames TSV, whose frames are kept as they are"""
+FRAMES_HELP = """frames per video (default: %(default)s), evenly over it with the first and the last; a video
+    of fewer keeps all"""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,336 @@
+"""The engine: optimiser and schedule, one step, one run, evaluation, checkpoints."""
+
+import contextlib
+import itertools
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dataset import Loader
+from lib import Config, Mean, World, atomic_path, log, make_run_folder
+from model import Batch, Output
+
+MIN_LR = 1e-8
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# ------------------------------------------------------------------------------------ optimiser, schedule
+
+
+def parameter_groups(model: nn.Module, lr: float, decay: float, swin_lr_mul: float) -> list[dict[str, Any]]:
+    """The published groups: (swin, decay), (other, decay), (swin, no decay), (other, no decay).
+
+    No decay for names with "bias" (the bias tables among them) or "LayerNorm.weight"; Swin's norms decay.
+    """
+    groups = [
+        {"params": [], "names": [], "peak": lr * (swin_lr_mul if swin else 1), "weight_decay": weight_decay}
+        for weight_decay in (decay, 0.0)
+        for swin in (True, False)
+    ]
+    for name, parameter in model.named_parameters():
+        free = "bias" in name or "LayerNorm.weight" in name
+        group: dict[str, Any] = groups[2 * free + ("swin" not in name)]
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return groups
+
+
+def warmup_linear(step: int, total: int, warmup_ratio: float) -> float:
+    """Factor of the learning rate: from 0 up over the warm-up, then in a line to 0 at `total`."""
+    warmup = total * warmup_ratio
+    if step < warmup:
+        return step / warmup
+    return max(0.0, (total - step) / max(1e-9, total - warmup))
+
+
+def seeded(*numbers: int) -> Generator:
+    """A generator whose draws follow from these numbers alone."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
+    """Each mean over the samples of every process, in one collective call; without gradients."""
+    if not means:
+        return {}
+    flat = torch.stack([torch.stack([m.total.detach().double(), m.count.double()]) for m in means.values()])
+    return {name: Mean(*pair) for name, pair in zip(means, world.sum(flat), strict=True)}
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has used at most: of the accelerator's memory, or on a CPU of its own."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.accelerator.max_memory_allocated(device) / 2**30
+
+
+# ---------------------------------------------------------------------------------------------- recorder
+
+
+class Recorder:
+    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`.
+
+    Losses stay on the device until they are written, so that a step never waits for one.
+    """
+
+    def __init__(self, folder: Path, world: World, total: int) -> None:
+        self.folder, self.world = folder, world
+        self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
+        self.board = SummaryWriter(str(folder)) if world.is_main else None
+        self.window: list[dict[str, Tensor]] = []
+        self.ids: list[list[str]] = []
+        self.samples, self.since = 0, time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], ids: list[str]) -> None:
+        """One step's losses and scores (scalars, over all processes) and this process's sample ids."""
+        self.window.append(values)
+        self.ids.append(ids)
+        self.samples += len(ids) * self.world.size
+        self.bar.update()
+
+    def flush(self, step: int, rates: dict[str, float]) -> None:
+        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite."""
+        if not self.window:
+            return
+        values = torch.stack([torch.stack(list(v.values())) for v in self.window]).cpu()
+        names = list(self.window[0])
+        for row, ids in zip(values, self.ids, strict=True):
+            if not row.isfinite().all():
+                wrong = [
+                    name for name, value in zip(names, row.tolist(), strict=True) if not np.isfinite(value)
+                ]
+                raise FloatingPointError(f"{', '.join(wrong)} not finite; the batch: {', '.join(ids)}")
+        now = time.perf_counter()
+        figures = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        figures |= {**rates, "samples_per_second": self.samples / (now - self.since)}
+        memory = peak_memory(self.world.device)
+        self._write("metrics.jsonl", {"step": step, **figures, "memory_gib": memory}, "train")
+        speed = f"{figures['samples_per_second']:.1f}/s"
+        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", samples=speed, GiB=f"{memory:.1f}")
+        self.window, self.ids, self.samples, self.since = [], [], 0, now
+
+    def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """Write the figures of an evaluation; the clock of the next training steps starts after it."""
+        self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        log.info("evaluation, step %d: %s", step, text)
+        self.since = time.perf_counter()
+
+    def _write(self, file: str, row: dict[str, float], group: str) -> None:
+        if self.board is None:
+            return
+        with (self.folder / file).open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                self.board.add_scalar(f"{group}/{name}", value, row["step"])
+
+    def close(self) -> None:
+        """End the progress bar and the TensorBoard file."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class Averages:
+    """Means over the batches of an evaluation, joined in the end over its processes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+        self.losses: dict[str, None] = {}
+
+    def add(self, output: Output, prefix: str = "") -> None:
+        """Take in the losses and scores of a batch."""
+        if not prefix:
+            self.losses |= dict.fromkeys(output.losses)
+        for name, mean in {**output.losses, **output.scores}.items():
+            total, count = self.sums.get(prefix + name, (0.0, 0.0))
+            self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))
+
+    def figures(self, world: World) -> dict[str, float]:
+        """`loss`, the sum of the losses, and every mean, over the samples of all processes."""
+        sums: dict[str, tuple[float, float]] = {}
+        losses: dict[str, None] = {}
+        for other, names in world.gather((self.sums, self.losses)):
+            losses |= names
+            for name, (total, count) in other.items():
+                past = sums.get(name, (0.0, 0.0))
+                sums[name] = (past[0] + total, past[1] + count)
+        means = {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
+        return {"loss": sum(means[name] for name in losses), **means}
+
+
+# ------------------------------------------------------------------------------------------------- agent
+
+
+class Agent:
+    """Trains and evaluates one model: the loop of every script.
+
+    `prepare(batch, generator)` adds to a batch on the device what the model asks for beyond the data, such
+    as masks. `describe(batch, output)` gives a JSON object per sample for the predictions file.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        model: nn.Module,
+        prepare: Callable[[Batch, Generator], Batch] = lambda batch, _: batch,
+        describe: Callable[[Batch, Output], Sequence[dict[str, Any]]] = lambda *_: [],
+    ) -> None:
+        self.config, self.world, self.prepare, self.describe = config, world, prepare, describe
+        self.model = model.to(world.device)
+        self.wrapped: nn.Module = self.model
+        if world.size > 1:
+            self.wrapped = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
+        self.folder = make_run_folder(config, world)
+        self.step = 0
+
+    def fit(self, train: Loader, val: Loader | None) -> dict[str, float]:
+        """Train for `max_steps` steps, or else `size_epoch` epochs, evaluating and saving after each epoch.
+
+        Returns the figures of the last evaluation. `size_epoch` 0 evaluates only.
+        """
+        config = self.config
+        self.total = config.max_steps or config.size_epoch * math.ceil(len(train) / config.accumulate)
+        self.total *= config.size_epoch > 0
+        self.recorder = Recorder(self.folder, self.world, self.total)
+        figures: dict[str, float] = {}
+        with logging_redirect_tqdm([log]), contextlib.closing(self.recorder):
+            if val and (config.eval_start or not self.total):
+                figures = self.evaluate(val, epoch=0)
+            epoch = 0
+            while self.step < self.total:
+                epoch += 1
+                self.train_epoch(train, epoch)
+                if val:
+                    figures = self.evaluate(val, epoch)
+                self.save(epoch)
+        return figures
+
+    def train_epoch(self, loader: Loader, epoch: int) -> None:
+        """One epoch, or what is left of the run's steps."""
+        self.model.train()
+        stream = loader.epoch(epoch)
+        while batches := list(itertools.islice(stream, self.config.accumulate)):
+            rates = self.set_rates()
+            values = self.train_step(batches)
+            self.step += 1
+            self.recorder.add(values, [name for batch in batches for name in batch["id"]])
+            if self.step % self.config.logging_steps == 0 or self.step == self.total:
+                self.recorder.flush(self.step, rates)
+            if self.step == self.total:
+                break
+        self.recorder.flush(self.step, rates)
+
+    def set_rates(self) -> dict[str, float]:
+        """Set the learning rates of the coming step; returns those of the video encoder and of the rest."""
+        factor = warmup_linear(self.step, self.total, self.config.warmup_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = max(MIN_LR, group["peak"] * factor)
+        swin, other = self.optimizer.param_groups[:2]
+        return {"lr": other["lr"], "lr_swin": swin["lr"]}
+
+    def train_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One optimiser step on the mean gradient of `batches`; returns its losses and scores as scalars."""
+        self.optimizer.zero_grad(set_to_none=True)
+        steps = []
+        for number, batch in enumerate(batches):
+            generator = seeded(self.config.seed, self.world.rank, self.step, number)
+            batch = self.prepare(to_device(batch, self.world.device), generator)
+            steps.append(self.backward(batch, share=1 / len(batches), last=number + 1 == len(batches)))
+        self.scaler.unscale_(self.optimizer)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {name: torch.stack([values[name] for values in steps]).mean() for name in steps[0]}
+
+    def backward(self, batch: Batch, share: float, last: bool) -> dict[str, Tensor]:
+        """Add `share` of the gradient of the summed losses; processes exchange gradients at the `last`."""
+        waits = isinstance(self.wrapped, DistributedDataParallel) and not last
+        with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with self.autocast():
+                output: Output = self.wrapped(batch)
+            joined = join({**output.losses, **output.scores}, self.world)
+            # A loss is the mean over the samples of all processes; the gradients that they exchange are
+            # averaged, hence the number of processes.
+            loss = torch.stack(
+                [
+                    mean.total.float() * (self.world.size / joined[name].count.clamp(min=1e-12)).float()
+                    for name, mean in output.losses.items()
+                ]
+            ).sum()
+            self.scaler.scale(loss * share).backward()
+        values = {name: mean.value for name, mean in joined.items()}
+        return {"loss": torch.stack([values[name] for name in output.losses]).sum(), **values}
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as the config says."""
+        kind = self.config.amp
+        return torch.autocast(self.world.device.type, AMP.get(kind), enabled=kind in AMP)
+
+    @torch.inference_mode()
+    def evaluate(self, loader: Loader, epoch: int) -> dict[str, float]:
+        """Every sample once, on one process or many: the mean of each loss and score, per corpus too.
+
+        Writes the figures to `eval.jsonl` and what was predicted to `predictions_EPOCH.jsonl`.
+        """
+        self.model.eval()
+        averages = Averages()
+        predictions: list[tuple[int, Sequence[dict[str, Any]]]] = []
+        quiet = not self.world.is_main
+        for number, batch in enumerate(
+            tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
+        ):
+            place = number * self.world.size + self.world.rank  # among the batches of all processes
+            batch = self.prepare(to_device(batch, self.world.device), seeded(self.config.seed, place))
+            with self.autocast():
+                output: Output = self.model(batch)
+            averages.add(output)
+            if len(loader.batches.sizes) > 1:
+                averages.add(output, prefix=f"{batch['corpus'][0]}_")
+            predictions.append((place, self.describe(batch, output)))
+        figures = averages.figures(self.world)
+        self.write_predictions(predictions, epoch)
+        self.recorder.evaluation(self.step, epoch, figures)
+        return figures
+
+    def write_predictions(self, predictions: list[tuple[int, Sequence[dict[str, Any]]]], epoch: int) -> None:
+        """Write every process's predictions, in the order of the samples."""
+        gathered = [part for parts in self.world.gather(predictions) for part in parts]
+        rows = [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
+        if rows and self.world.is_main:
+            with atomic_path(self.folder / f"predictions_{epoch}.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def save(self, epoch: int) -> Path:
+        """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_EPOCH.pt` in the run's folder."""
+        path = self.folder / f"ckpt_violet_{self.config.task}_{epoch}.pt"
+        if self.world.is_main:
+            with atomic_path(path) as temporary:
+                torch.save({k: v.cpu() for k, v in self.model.state_dict().items()}, temporary)
+            log.info("checkpoint: %s", path)
+        return path

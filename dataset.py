@@ -1,0 +1,413 @@
+"""From a TSV row to a batch: frame sampling, transforms, tokens, loaders.
+
+`TSV row -> frames (T, 3, H, W) uint8 -> crop -> normalised float (T, 3, H, W); caption -> ids (X,)`,
+collated to {"img": (B, T, 3, H, W), "txt": (B, X), "mask": (B, X), "valid": (B,), "id": [...]}.
+File formats are defined in `_data/README.md`.
+"""
+
+import base64
+import binascii
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional as image
+from transformers import AutoTokenizer
+
+from lib import Config, UserError, World, log
+from masking import SpecialTokens
+from tsv import BadRow, Tsv
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
+
+IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
+IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+# --------------------------------------------------------------------------------------------- frames
+
+
+def even_frames(stored: int, wanted: int) -> np.ndarray:
+    """Evaluation: indices of `wanted` frames, first to last of `stored`; 1: the middle."""
+    if wanted == 1:
+        return np.array([stored // 2])
+    return np.round(np.linspace(0, stored - 1, wanted)).astype(int)
+
+
+def every_clip(stored: int, wanted: int) -> np.ndarray:
+    """Multi-clip testing: (clips, wanted) indices, one clip for each start, frames evenly apart."""
+    step = math.ceil(stored / wanted)
+    clips = np.arange(step)[:, None] + step * np.arange(wanted)
+    return clips.clip(max=stored - 1)
+
+
+def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.ndarray:
+    """Training: the frames of one of the clips of `every_clip`."""
+    clips = every_clip(stored, wanted)
+    return clips[random.integers(len(clips))]
+
+
+def decode_frame(field: bytes, number: int) -> Tensor:
+    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame."""
+    try:
+        jpeg = base64.b64decode(field, validate=True)
+    except binascii.Error as error:
+        raise BadRow(f"frame {number} is not base64 ({error})") from error
+    try:
+        data = torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)
+        return decode_jpeg(data, ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
+        raise BadRow(f"frame {number} is not a JPEG, or is cut off") from error
+
+
+class Transform:
+    """Frames of any size -> normalised squares, as `img_transform` names it.
+
+    img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
+    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
+    generator every crop is the centre one.
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        self.names, self.size = list(names), size
+
+    def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
+        """T of (3, H, W) uint8 -> (T, 3, size, size), normalised by ImageNet's mean and deviation."""
+        name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
+        if name == "pad_resize":
+            squares = [self.pad_resize(frame) for frame in frames]
+        else:
+            still = random is None or name == "img_center_crop"
+            place = np.array([0.5, 0.5]) if random is None or still else random.random(2)
+            squares = []
+            for frame in frames:
+                if name == "img_rand_crop" and random is not None:
+                    place = random.random(2)
+                squares.append(self.crop(frame, place))
+        return (torch.stack(squares).float() / 255 - MEAN) / STD
+
+    def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
+        """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""
+        height, width = frame.shape[1:]
+        short = min(height, width)
+        height, width = self.size * height // short, self.size * width // short
+        frame = image.resize(frame, [height, width], antialias=True)
+        top, left = (
+            round(share * (side - self.size)) for share, side in zip(place, (height, width), strict=True)
+        )
+        return frame[:, top : top + self.size, left : left + self.size]
+
+    def pad_resize(self, frame: Tensor) -> Tensor:
+        """Black bars to a square, then that square to `size`."""
+        height, width = frame.shape[1:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        frame = image.pad(frame, [left, top, side - width - left, side - height - top])
+        return image.resize(frame, [self.size, self.size], antialias=True)
+
+
+class Tokens:
+    """Text -> `size` token ids: [CLS] words [SEP] [PAD]..., the [SEP] kept when the text is cut."""
+
+    def __init__(self, name: str, size: int) -> None:
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"tokenizer {name!r} is neither a folder that holds one nor can it be downloaded; "
+                "set tokenizer (or txt_backbone) to a folder with vocab.txt or tokenizer.json."
+            ) from error
+        self.size = size
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of [PAD], [CLS], [SEP] and [MASK]."""
+        t = self.tokenizer
+        return SpecialTokens(t.pad_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)
+
+    def __call__(self, text: str) -> tuple[Tensor, Tensor]:
+        """-> ids (X,), mask (X,) with 1 at tokens."""
+        # Deviation 8: published, a text that is cut loses its [SEP]
+        row = self.tokenizer(text, padding="max_length", truncation=True, max_length=self.size)
+        return torch.tensor(row["input_ids"]), torch.tensor(row["attention_mask"])
+
+
+# ------------------------------------------------------------------------------------------- datasets
+
+
+class PretrainCorpus:
+    """Pairs of a clip (or a picture, which is a clip of one frame) and a caption, as a YAML lists them."""
+
+    def __init__(
+        self, path: str | Path, name: str, tokens: Tokens, transform: Transform, size_frame: int
+    ) -> None:
+        self.path, self.tokens, self.transform = Path(path), tokens, transform
+        content = self._read_yaml()
+        self.is_image = bool(content.get("image", name in IMAGE_CORPORA))
+        self.size_frame = 1 if self.is_image else size_frame
+        composite = bool(content.get("composite", False))
+        self.images = [Tsv(file) for file in self._files(content, "img", composite)]
+        self.captions = [Tsv(file) for file in self._files(content, "caption", composite)]
+        self.pairs = self._read_pairs(content, composite)
+
+    def _read_yaml(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist; _data/README.md says how a corpus is prepared.")
+        try:
+            content = yaml.safe_load(self.path.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.path} is not YAML: {error}") from error
+        if not isinstance(content, dict) or "img" not in content or "caption" not in content:
+            raise UserError(f"{self.path} must have the keys img and caption; see _data/README.md.")
+        return content
+
+    def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
+        """The paths under a key: as they are, or beside the YAML."""
+        names = content[key] if composite and isinstance(content[key], list) else [content[key]]
+        paths = [Path(name) for name in names]
+        return [path if path.exists() else self.path.parent / path for path in paths]
+
+    def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
+        """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""
+        if "caption_linelist" not in content:
+            rows = [np.arange(len(tsv)) for tsv in self.images]
+            sources = [np.full(len(r), i) for i, r in enumerate(rows)]
+            pairs = np.stack([np.concatenate(sources), np.concatenate(rows)], axis=1)
+            return np.pad(pairs, ((0, 0), (0, 1)))
+        path = self._files(content, "caption_linelist", composite=False)[0]
+        columns = 3 if composite else 2
+        try:
+            pairs = np.array(path.read_bytes().split(), dtype=np.int64).reshape(-1, columns)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: expected {columns} whole numbers a row ({error}).") from error
+        return pairs if composite else np.pad(pairs, ((0, 0), (1, 0)))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
+        """One pair; `random` None is evaluation. Raises `BadRow`."""
+        source, row, number = (int(value) for value in self.pairs[index])
+        if not 0 <= source < len(self.images):
+            raise BadRow(f"{self.path} pair {index}: there is no source {source}.")
+        fields = self.images[source][row]
+        name = fields[0].decode(errors="replace")
+        try:
+            caption = self._caption(source, row, number, name)
+            img = self._frames(fields, random)
+        except BadRow as error:
+            raise BadRow(f"{self.images[source].path} row {row} ({name}): {error}") from error
+        txt, mask = self.tokens(caption)
+        return {"img": img, "txt": txt, "mask": mask, "id": name}
+
+    def _caption(self, source: int, row: int, number: int, name: str) -> str:
+        if len(self.captions) == len(self.images):
+            tsv = self.captions[source]
+        else:  # one caption file for all the sources, in their order
+            tsv, row = self.captions[0], row + sum(len(tsv) for tsv in self.images[:source])
+        fields = tsv[row]
+        if fields[0].decode(errors="replace") != name:
+            raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
+        try:
+            return str(json.loads(fields[1])[number]["caption"])
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
+
+    def _frames(self, fields: Sequence[bytes], random: np.random.Generator | None) -> Tensor:
+        """Only the picked frames are decoded."""
+        # some published files have one more field before the frames; base64 of a JPEG starts with /9j/
+        start = 1 if len(fields) > 1 and fields[1].startswith(b"/9j/") else 2
+        stored = fields[start:] or fields[1:]
+        if not stored:
+            raise BadRow("it has no frames; rebuild it with _tools/make_tsv.py")
+        if random is None:
+            picked = even_frames(len(stored), self.size_frame)
+        else:
+            picked = random_frames(len(stored), self.size_frame, random)
+        return self.transform([decode_frame(stored[i], int(i)) for i in picked], random)
+
+    def blank(self) -> dict[str, Any]:
+        """What stands in for a pair that cannot be read in evaluation."""
+        txt, mask = self.tokens("")
+        img = torch.zeros(self.size_frame, 3, self.transform.size, self.transform.size)
+        return {"img": img, "txt": txt, "mask": mask, "id": ""}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a sampler asks of a dataset."""
+
+    corpus: str
+    epoch: int
+    index: int
+
+
+class Mixture(Dataset[dict[str, Any]]):
+    """Several corpora under their names. All that is random in a sample follows from (seed, epoch, index)."""
+
+    def __init__(self, corpora: Mapping[str, PretrainCorpus], seed: int, train: bool) -> None:
+        self.corpora, self.seed, self.train = dict(corpora), seed, train
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The sample, its `corpus`, `valid` and `bad` (why a row was not read, else ""); see `substitute`."""
+        corpus = self.corpora[draw.corpus]
+        source = list(self.corpora).index(draw.corpus)
+        random = np.random.default_rng([self.seed, source, draw.epoch, draw.index]) if self.train else None
+        reason = ""
+        try:
+            sample = corpus.read(draw.index, random)
+        except BadRow as error:
+            reason = str(error)
+            sample = self.substitute(corpus, random, reason)
+        return {**sample, "corpus": draw.corpus, "valid": random is not None or not reason, "bad": reason}
+
+    def substitute(
+        self, corpus: PretrainCorpus, random: np.random.Generator | None, reason: str
+    ) -> dict[str, Any]:
+        """For a row that cannot be read: in training another one, in evaluation a blank."""
+        if random is None:
+            return corpus.blank()
+        for _ in range(100):
+            try:
+                return corpus.read(int(random.integers(len(corpus))), random)
+            except BadRow:
+                continue  # it is reported when its own turn comes
+        raise BadRow(f"{corpus.path}: 100 rows in a row cannot be read, the first: {reason}")
+
+
+# -------------------------------------------------------------------------------------------- batches
+
+
+class Batches(Sampler[list[Draw]]):
+    """Batches of one corpus each, the same corpus on every process at a step.
+
+    Training: each corpus is shuffled anew every epoch and the corpora's batches are mixed in random
+    order, so each comes in proportion to its size; what does not fill a batch on every process is left
+    for the next epoch. Evaluation: every sample once, in order; batch k is the same whatever the number
+    of processes, and process r takes the batches r, r + n, ...
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.sizes, self.train, self.seed = dict(sizes), train, seed
+        self.rank, self.processes, self.epoch = rank, processes, 0
+        self.batch_sizes = dict(batch_sizes)
+        if train:  # a corpus that is smaller than a batch is one batch
+            for name, size in self.sizes.items():
+                if size < processes:
+                    raise UserError(f"corpus {name} has {size} samples for {processes} processes.")
+                self.batch_sizes[name] = min(batch_sizes[name], size // processes)
+
+    def __len__(self) -> int:
+        if self.train:
+            return sum(n // (self.batch_sizes[name] * self.processes) for name, n in self.sizes.items())
+        batches = sum(math.ceil(n / self.batch_sizes[name]) for name, n in self.sizes.items())
+        return len(range(self.rank, batches, self.processes))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        yield from self.training() if self.train else self.evaluation()
+
+    def training(self) -> list[list[Draw]]:
+        """This process's batches of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        batches = []
+        for name, size in self.sizes.items():
+            order = torch.randperm(size, generator=generator)
+            each = self.batch_sizes[name]
+            steps = size // (each * self.processes)
+            mine = order[: steps * each * self.processes].view(steps, self.processes, each)[:, self.rank]
+            batches += [[Draw(name, self.epoch, index) for index in row] for row in mine.tolist()]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def evaluation(self) -> list[list[Draw]]:
+        """This process's share of all batches."""
+        batches = []
+        for name, size in self.sizes.items():
+            for start in range(0, size, self.batch_sizes[name]):
+                stop = min(size, start + self.batch_sizes[name])
+                batches.append([Draw(name, 0, index) for index in range(start, stop)])
+        return batches[self.rank :: self.processes]
+
+
+class Loader:
+    """Batches of a mixture, in worker processes; rows that cannot be read are reported and counted."""
+
+    def __init__(
+        self, dataset: Mixture, batches: Batches, n_workers: int, max_bad_ratio: float, pin: bool = False
+    ) -> None:
+        self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
+        self.bad: dict[str, None] = {}  # reasons, in the order of their coming
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=n_workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=n_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch; raises `UserError` when too many rows are bad."""
+        self.batches.epoch = epoch
+        for batch in self.loader:
+            self._count(batch.pop("bad"))
+            yield batch
+
+    def _count(self, reasons: Sequence[str]) -> None:
+        for reason in reasons:
+            if reason and reason not in self.bad:
+                self.bad[reason] = None
+                log.warning("bad row: %s", reason)
+        share = len(self.bad) * self.batches.processes / sum(self.batches.sizes.values())
+        if share > self.max_bad_ratio:
+            raise UserError(
+                f"{len(self.bad)} bad rows are {share:.1%} of the data, more than max_bad_ratio "
+                f"{self.max_bad_ratio:.1%}:\n" + "\n".join(self.bad)
+            )
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Samples -> a batch: tensors are stacked, names stay lists."""
+    return default_collate(list(samples))
+
+
+def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:
+    """The loader of `train_yaml` or `val_yaml`. Images have T times the clips' batch, at most 128."""
+    paths = config.train_yaml if train else config.val_yaml
+    transform = Transform(config.img_transform, config.size_img)
+    corpora = {
+        name: PretrainCorpus(path, name, tokens, transform, config.size_frame) for name, path in paths.items()
+    }
+    empty = [str(corpus.path) for corpus in corpora.values() if not len(corpus)]
+    if empty or not corpora:
+        key = "train_yaml" if train else "val_yaml"
+        raise UserError(f"{key}: {', '.join(empty) or 'no corpus'} has no pairs.")
+    image_batch = min(IMAGE_BATCH, config.size_batch * config.size_frame)
+    batch_sizes = {name: image_batch if c.is_image else config.size_batch for name, c in corpora.items()}
+    batches = Batches(
+        {name: len(c) for name, c in corpora.items()}, batch_sizes, train, config.seed, world.rank, world.size
+    )
+    mixture = Mixture(corpora, config.seed, train)
+    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin=world.device.type != "cpu")

@@ -1,0 +1,80 @@
+"""Pre-train VIOLET on video-text and image-text pairs by MLM, VTM and MVM.
+
+    python -m torch.distributed.launch --nproc_per_node=8 --master_port=5566 main_pretrain_yaml.py \
+        --config _args/args_pretrain.json
+
+In under a minute on a laptop, after `make demo` has made its data:
+
+    python main_pretrain_yaml.py --config _args/demo-pretrain.json --max_steps 20
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Generator
+
+from agent import Agent
+from dataset import Tokens, pretrain_loader
+from lib import Config, distributed, load_config
+from masking import mask_batch
+from model import Batch, Output, PretrainModel, load_checkpoint
+
+
+def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:
+    """Hide words and patches; attended masking looks at the pair as it is first."""
+    attention = None
+    if "am" in config.pretrain_masks:
+        attention = model.attention_received(batch["img"], batch["txt"], batch["mask"])
+    return mask_batch(
+        batch,
+        config.pretrain_masks,
+        config.p_mask,
+        tokens.special,
+        config.size_patch,
+        generator,
+        attention,
+    )
+
+
+def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str, Any]]:
+    """For the predictions file: the caption as the model saw it, the words hidden and those it named."""
+    words = tokens.tokenizer.convert_ids_to_tokens
+    rows = []
+    for i, name in enumerate(batch["id"]):
+        answers, seen = batch["ans_mlm"][i], batch["masked_txt"][i][batch["mask"][i].bool()]
+        row = {
+            "id": name,
+            "text": tokens.tokenizer.decode(seen),
+            "hidden": words(answers[answers >= 0].tolist()),
+        }
+        if "mlm" in output.predictions:
+            row["named"] = words(output.predictions["mlm"][i])
+        if "vtm" in output.predictions:
+            row["matched"] = output.predictions["vtm"][i]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """One run of pre-training."""
+    config = load_config("pretrain")
+    with distributed(config) as world:
+        tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+        train = pretrain_loader(config, world, tokens, train=True)
+        val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
+        model = PretrainModel.from_config(config)
+        if config.path_ckpt:
+            load_checkpoint(model, config.path_ckpt)
+        agent = Agent(
+            config,
+            world,
+            model,
+            prepare=functools.partial(mask, model=model, config=config, tokens=tokens),
+            describe=functools.partial(describe, tokens=tokens),
+        )
+        agent.fit(train, val)
+
+
+if __name__ == "__main__":
+    main()
