@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as image
 from transformers import AutoTokenizer
 
@@ -30,6 +30,9 @@ from tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 
+# of published files the pixels count, not what their EXIF data say of their orientation
+DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+JPEG_START = b"\xff\xd8"
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -65,11 +68,10 @@ def decode_frame(field: bytes, number: int) -> Tensor:
         jpeg = base64.b64decode(field, validate=True)
     except binascii.Error as error:
         raise BadRow(f"frame {number} is not base64 ({error})") from error
-    try:
-        data = torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)
-        return decode_jpeg(data, ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
-        raise BadRow(f"frame {number} is not a JPEG, or is cut off") from error
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), DECODE) if jpeg.startswith(JPEG_START) else None
+    if picture is None:
+        raise BadRow(f"frame {number} is not a JPEG, or is cut off")
+    return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 class Transform:
@@ -174,10 +176,10 @@ class PretrainCorpus:
         return content
 
     def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
-        """The paths under a key: as they are, or beside the YAML."""
+        """The paths under a key: beside the YAML, or as they are."""
         names = content[key] if composite and isinstance(content[key], list) else [content[key]]
-        paths = [Path(name) for name in names]
-        return [path if path.exists() else self.path.parent / path for path in paths]
+        beside = [self.path.parent / name for name in names]
+        return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
 
     def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
         """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""

@@ -18,7 +18,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from lib import Config, Mean, UserError, load_tensors, log, read_tensors, summary
 from mvm_targets import make_targets
-from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
+from video_swin import SIZES, Size, VideoSwin, attention, load_backbone, weights_path
 
 Batch = dict[str, Any]
 
@@ -93,11 +93,6 @@ class TextEncoder(nn.Module):
 # ---------------------------------------------------------------------------- cross-modal transformer
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """`scaled_dot_product_attention`, whose matrix is computed again in the backward pass, not kept."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-
-
 class FusionLayer(nn.Module):
     """One layer of BERT's encoder (Devlin et al., NAACL 2019), its parameters under BERT's names."""
 
@@ -133,7 +128,7 @@ class FusionLayer(nn.Module):
             rows = mask.expand(len(x), -1, -1, -1)
             mask = rows.gather(2, repeat(positions, "b k -> b 1 k l", l=mask.shape[3]))
         dropout = self.attention_dropout if self.training else 0.0
-        seen = attend(
+        seen = attention(
             self.project("query", at), self.project("key", x), self.project("value", x), mask, dropout
         )
         output: Any = self.attention["output"]
@@ -182,6 +177,12 @@ class FusionEncoder(nn.Module):
 def take(x: Tensor, positions: Tensor) -> Tensor:
     """x: (B, L, D); positions: (B, K) -> (B, K, D)."""
     return x.gather(1, repeat(positions, "b k -> b k d", d=x.shape[2]))
+
+
+def put(x: Tensor, positions: Tensor, length: int) -> Tensor:
+    """The reverse of `take`: x: (B, K, D) at positions (B, K) of zeros (B, `length`, D)."""
+    zeros = x.new_zeros(x.shape[0], length, x.shape[2])
+    return zeros.scatter(1, repeat(positions, "b k -> b k d", d=x.shape[2]), x)
 
 
 def visible(txt_mask: Tensor, video_length: int, seq2seq: bool = False) -> Tensor:
@@ -268,13 +269,9 @@ class Violet(nn.Module):
         return self.enc_img(img), self.enc_txt(txt, txt_mask)
 
     def fuse(self, video: Tensor, text: Tensor, txt_mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Video (B, V, D), text (B, X, D) -> output (B, V+X, D); with `positions` (B, K), 0 elsewhere."""
+        """Video (B, V, D), text (B, X, D) -> output (B, V+X, D), or (B, K, D) at `positions` (B, K)."""
         x = torch.cat([video, text], dim=1)
-        out = self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
-        if positions is None:
-            return out
-        index = repeat(positions, "b k -> b k d", d=x.shape[2])
-        return out.new_zeros(x.shape).scatter(1, index, out)
+        return self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
 
     @torch.no_grad()
     def attention_received(self, img: Tensor, txt: Tensor, txt_mask: Tensor) -> Tensor:
@@ -343,7 +340,8 @@ class PretrainModel(Violet):
     def forward(self, batch: Batch) -> Output:
         """A batch with its masks (see `masking.mask_batch`) -> the losses and accuracies of the tasks."""
         video, text = self.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
-        fused = self.fuse(video, text, batch["mask"], batch["positions"])
+        read = self.fuse(video, text, batch["mask"], batch["positions"])
+        fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
         visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
         output = Output(losses={})
         if "mlm" in self.tasks:
@@ -368,28 +366,32 @@ class PretrainModel(Violet):
             output.predictions["mlm"] = [ids.tolist() for ids in found]
 
     def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
-        """VTM: each video picks its own text among the batch's `negatives` (B, N).
-
-        `matched` (B, D), the output at [CLS] of the pairs that belong together, comes from the pass that
-        the other tasks read.
-        """
-        negatives = batch["negatives"]
-        number = negatives.shape[1]
-        texts = negatives.flatten()
-        cls = torch.full((len(texts), 1), video.shape[1], device=video.device)
-        others = video.repeat_interleave(number, dim=0), text[texts], batch["mask"][texts]
-        if number:
-            matched = torch.cat([matched, self.fuse(*others, cls)[:, video.shape[1]]])
-        scores = self.fc(matched).float().squeeze(1) / self.temperature
-        own, other = scores[: len(video)], scores[len(video) :]
-        scores = torch.cat([own[:, None], rearrange(other, "(b n) -> b n", n=number)], dim=1)
-        own_text = texts.new_zeros(len(video))
-        right = (scores.argmax(dim=1) == 0) & batch["valid"]
-        count = torch.as_tensor(len(video), device=video.device)
-        output.losses["vtm"] = Mean(F.cross_entropy(scores, own_text, reduction="sum"), count)
+        """VTM: each video picks its own text among its `negatives`; see `matching_scores`."""
+        scores = self.matching_scores(matched, video, text, batch["mask"], batch["negatives"])
+        own = scores.new_zeros(len(scores), dtype=torch.long)
+        right = (scores.argmax(dim=1) == own) & batch["valid"]
+        count = torch.as_tensor(len(scores), device=scores.device)
+        loss = F.cross_entropy(scores / self.temperature, own, reduction="sum")
+        output.losses["vtm"] = Mean(loss, count)
         output.scores["vtm_acc"] = Mean(right.sum(), count)
         if not self.training:
             output.predictions["vtm"] = right.tolist()
+
+    def matching_scores(
+        self, matched: Tensor, video: Tensor, text: Tensor, mask: Tensor, negatives: Tensor
+    ) -> Tensor:
+        """`fc` scores (B, 1 + N) of each video with its own text and with those at `negatives` (B, N).
+
+        matched: (B, D), the output at [CLS] of each video with its own text, from the pass that the other
+        tasks read; video: (B, V, D); text: (B, X, D); mask: (B, X).
+        """
+        texts, number = negatives.flatten(), negatives.shape[1]
+        outputs = matched[:, None]
+        if number:
+            cls = torch.full((len(texts), 1), video.shape[1], device=video.device)
+            others = self.fuse(video.repeat_interleave(number, dim=0), text[texts], mask[texts], cls)
+            outputs = torch.cat([outputs, rearrange(others, "(b n) 1 d -> b n d", n=number)], dim=1)
+        return self.fc(outputs).float().squeeze(2)
 
 
 # -------------------------------------------------------------------------------------------- weights

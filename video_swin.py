@@ -41,6 +41,24 @@ SIZES = {
 }
 
 
+# ----------------------------------------------------------------------------------------- attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """`scaled_dot_product_attention` that keeps no attention matrix for the backward pass.
+
+    q: (B, heads, N, d); k, v: (B, heads, M, d); mask: what broadcasts to (B, heads, N, M), bool (True =
+    seen) or added to the scores -> (B, heads, N, d).
+    """
+    attend = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout)
+    # On CPUs the fused kernel knows neither dropout nor a mask that learns; the plain form that takes its
+    # place would keep its matrices, which is more than all other activations of a Swin stage.
+    plain = q.device.type == "cpu" and (dropout > 0 or mask.requires_grad)
+    if plain and torch.is_grad_enabled():
+        return checkpoint(attend, q, k, v, mask, use_reentrant=False)
+    return attend(q, k, v, mask)
+
+
 # ------------------------------------------------------------------------------------------- windows
 
 
@@ -107,7 +125,7 @@ class WindowAttention(nn.Module):
             layout = "b (w h) n d"
             bias = rearrange(bias + mask[:, None], "w h n m -> (w h) n m")
         q, k, v = rearrange(self.qkv(x), f"b w n (three h d) -> three {layout}", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        x = attention(q, k, v, bias[None].to(q.dtype))
         return self.proj(rearrange(x, f"{layout} -> b w n (h d)", w=windows, h=self.heads))
 
 

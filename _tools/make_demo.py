@@ -301,7 +301,7 @@ def render(scene: Scene, frame: int) -> np.ndarray:
     colours = np.array([item.rgb for item in scene.objects], dtype=np.float32)
     background = draw_background(scene.background, scene.width, scene.height)
     picture = background * (1 - masks.sum(axis=0)) + np.einsum("oc,ohw->chw", colours, masks)
-    return np.ascontiguousarray((picture + 0.5).astype(np.uint8).transpose(1, 2, 0))
+    return cv2.merge(list((picture + 0.5).astype(np.uint8)))
 
 
 def write_video(path: Path, scene: Scene) -> None:

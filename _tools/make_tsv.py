@@ -145,7 +145,9 @@ def items_from_files(source: Path, files: list[tuple[Path, str]]) -> list[Item]:
 
 def items_from_tsv(path: Path) -> list[Item]:
     """The rows of a frames TSV."""
-    items, first_row, offset = [], {}, 0
+    items: list[Item] = []
+    first_row: dict[str, int] = {}
+    offset = 0
     with path.open("rb") as file:
         for row, line in enumerate(file):
             if line.strip():
@@ -318,7 +320,7 @@ def decode(path: Path, wanted: list[int], sampling: Sampling) -> Clip:
             if number in keep:
                 clip.pictures.append(to_field(frame.to_image(), sampling))
             clip.times.append(number * gap if frame.time is None else frame.time)
-            clip.end = clip.times[-1] + (float(frame.duration * frame.time_base) or gap)
+            clip.end = clip.times[-1] + (float(frame.duration * (frame.time_base or 0)) or gap)
         clip.error = ""
     return clip
 
@@ -355,16 +357,21 @@ def make_rows(items: list[Item], sampling: Sampling, workers: int) -> Iterator[R
     if workers == 1:
         yield from (make_row(item, sampling) for item in items)
         return
-    window, done = 4 * workers, 0  # a slow item holds up at most a window of rows in memory
+    window = 4 * workers  # rows that may wait in memory for a slow one before them
+    done, crashed = 0, False
     while done < len(items):
+        # After a crash one process takes the items singly, so that a second crash tells which it was.
+        some, pool = (items[done : done + window], (1, 1)) if crashed else (items[done:], (workers, window))
         try:
-            for row in rows_from_pool(items[done:], sampling, workers, window):
+            for row in rows_from_pool(some, sampling, *pool):
                 done += 1
                 yield row
-        except BrokenProcessPool:  # a decoder crashed its process, or memory ran out: get past it
-            for item in items[done : done + window]:
+            crashed = False
+        except BrokenProcessPool:
+            if crashed:
                 done += 1
-                yield row_alone(item, sampling)
+                yield [], "reading it ended the process: the decoder crashed, or memory ran out"
+            crashed = not crashed
 
 
 def rows_from_pool(items: list[Item], sampling: Sampling, workers: int, window: int) -> Iterator[Row]:
@@ -382,21 +389,13 @@ def rows_from_pool(items: list[Item], sampling: Sampling, workers: int, window: 
         pool.shutdown(cancel_futures=True)
 
 
-def row_alone(item: Item, sampling: Sampling) -> Row:
-    """`make_row` in a process of its own, which may crash."""
-    try:
-        return next(rows_from_pool([item], sampling, workers=1, window=1))
-    except BrokenProcessPool:
-        return [], "reading it ended the process: the decoder crashed, or memory ran out"
-
-
 def live_with_parent() -> None:
     """Leave Ctrl-C to the parent, and end with it: a pool's processes would wait for ever after its kill."""
-
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
-        parent.join()
+        if parent:
+            parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -491,8 +490,8 @@ class Output:
 
     def finish(self) -> bool:
         """Make the finished files of the unfinished ones; False when there is not one row."""
-        from dataset import write_lineidx  # imports torch: not for the processes that decode
         from lib import atomic_path
+        from tsv import write_lineidx  # imports torch: not for the processes that decode
 
         def write(ending: str, lines: Iterable[str]) -> None:
             with atomic_path(self.path(ending)) as path:
@@ -526,15 +525,15 @@ class Output:
         """What a pre-training configuration points at; the names in it are from the YAML's folder."""
         names = {"img": "img.tsv", "caption": "caption.tsv", "caption_linelist": "linelist.tsv"}
         entries: dict[str, Any] = {key: self.path(ending).name for key, ending in names.items()}
-        stills = (i.kind == "image" or (i.kind == "row" and e.frames == 1) for i, e in self._entries())
-        if all(stills):
+        if all(item.kind != "video" and entry.frames == 1 for item, entry in self._entries()):
             entries["image"] = True
         return yaml.safe_dump(entries, sort_keys=False)
 
     def report(self) -> str:
         """What there is now, in two lines."""
         rows, failures = self._entries(), len(self._entries(failed=True))
-        frames, texts = sum(e.frames for _, e in rows), sum(len(self.captions[i.id]) for i, _ in rows)
+        frames = sum(entry.frames for _, entry in rows)
+        texts = sum(len(self.captions[item.id]) for item, _ in rows)
         where = f" (listed in {self.path('failures.tsv')})" if failures else ""
         counts = f"{len(rows)} rows, {frames} frames, {texts} captions, {self._size() / 1e6:.1f} MB"
         result = self.path("yaml") if rows else "nothing written: not one row could be made"

@@ -1,0 +1,79 @@
+"""Small models and corpora that the tests share."""
+
+import base64
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertTokenizerFast
+
+from model import PretrainModel
+from video_swin import Size
+
+WORDS = ["a", "red", "blue", "green", "circle", "square", "star", "moves", "left", "right", "up", "down", "the", "small", "large", "grows"]
+SWIN = Size(16, (1, 1, 2, 1), (1, 2, 4, 8), window=(2, 2, 2), drop_path=0.0, init_std=None)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory) -> Path:
+    """A BERT of 2 layers without weights, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    tiny_bert(len(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def tiny_bert(vocabulary: int = 128, dropout: float = 0.0) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.1,
+        max_position_embeddings=64,
+    )
+
+
+@pytest.fixture
+def tiny_model() -> PretrainModel:
+    return PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel", "hog"])
+
+
+def jpeg(level: int = 128, width: int = 80, height: int = 64) -> bytes:
+    """A base64 JPEG of a textured picture around a grey level."""
+    noise = np.random.default_rng(level).integers(-20, 20, (height // 8, width // 8, 3))
+    picture = np.clip(level + np.kron(noise, np.ones((8, 8, 1))), 0, 255).astype(np.uint8)
+    return base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+
+
+def write_corpus(folder: Path, name: str, rows: int = 12, frames: int = 6, image: bool = False) -> Path:
+    """A corpus of the pre-training format; returns its YAML."""
+    random = np.random.default_rng(rows)
+    images, captions, pairs = [], [], []
+    for row in range(rows):
+        stored = [jpeg(20 + 15 * row + 2 * f) for f in range(1 if image else frames)]
+        images.append(b"\t".join([f"{name}{row}".encode(), *stored]))
+        captions.append(f"{name}{row}\t" + json.dumps([{"caption": " ".join(random.choice(WORDS, 6))}]))
+        pairs.append(f"{row}\t0")
+    (folder / f"{name}.img.tsv").write_bytes(b"\n".join(images) + b"\n")
+    (folder / f"{name}.caption.tsv").write_text("\n".join(captions) + "\n")
+    (folder / f"{name}.linelist.tsv").write_text("\n".join(pairs) + "\n")
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        f"img: {name}.img.tsv\ncaption: {name}.caption.tsv\ncaption_linelist: {name}.linelist.tsv\n"
+        f"image: {str(image).lower()}\n"
+    )
+    return path
