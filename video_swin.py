@@ -241,7 +241,8 @@ class VideoSwin(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.width = size.embed_dim * 2 ** (len(size.depths) - 1)
         self.patch_embed = PatchEmbed(size.embed_dim)
-        drop_paths = torch.linspace(0, size.drop_path, sum(size.depths)).tolist()
+        last = max(1, sum(size.depths) - 1)
+        drop_paths = [size.drop_path * i / last for i in range(last + 1)]  # rising to the last block
         self.layers = nn.ModuleList()
         for i, (depth, heads) in enumerate(zip(size.depths, size.heads, strict=True)):
             here, drop_paths = drop_paths[:depth], drop_paths[depth:]

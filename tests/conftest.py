@@ -13,7 +13,24 @@ from transformers import BertConfig, BertTokenizerFast
 from model import PretrainModel
 from video_swin import Size
 
-WORDS = ["a", "red", "blue", "green", "circle", "square", "star", "moves", "left", "right", "up", "down", "the", "small", "large", "grows"]
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "green",
+    "circle",
+    "square",
+    "star",
+    "moves",
+    "left",
+    "right",
+    "up",
+    "down",
+    "the",
+    "small",
+    "large",
+    "grows",
+]
 SWIN = Size(16, (1, 1, 2, 1), (1, 2, 4, 8), window=(2, 2, 2), drop_path=0.0, init_std=None)
 
 

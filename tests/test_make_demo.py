@@ -12,8 +12,9 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_tools"))
+import demo_world
 import make_demo
-from make_demo import Object, Scene
+from demo_world import Object, Scene
 
 SIZES = {"train": 24, "val": 8, "test": 8, "names": 12, "names-val": 4}
 PICKED = {  # frames that a reader of 4 frames gets: in evaluation, and from each start in training
@@ -67,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [*make_demo.choose_scenes("train", 250, 1), *make_demo.choose_scenes("names", 150, 1)]
+    return [*demo_world.choose_scenes("train", 250, 1), *demo_world.choose_scenes("names", 150, 1)]
 
 
 def records(world: Path, split: str) -> list[dict]:
@@ -104,10 +105,10 @@ def test_the_same_seed_gives_the_same_world_whatever_the_workers(world: Path, tm
 
 
 def test_another_seed_gives_other_scenes_and_a_longer_set_begins_as_a_shorter_one() -> None:
-    long, short = (list(make_demo.choose_scenes("train", count, 5)) for count in (30, 10))
+    long, short = (list(demo_world.choose_scenes("train", count, 5)) for count in (30, 10))
     assert long[:10] == short
     assert not {scene.description for scene in long} & {
-        scene.description for scene in make_demo.choose_scenes("train", 30, 6) if len(scene.objects) > 1
+        scene.description for scene in demo_world.choose_scenes("train", 30, 6) if len(scene.objects) > 1
     }
 
 
@@ -115,21 +116,21 @@ def test_no_description_is_in_two_splits_or_twice_in_one() -> None:
     descriptions = [
         tuple(sorted(item.description for item in scene.objects))
         for split, count in {"train": 600, "val": 100, "test": 100}.items()
-        for scene in make_demo.choose_scenes(split, count, 88)
+        for scene in demo_world.choose_scenes(split, count, 88)
     ]
     assert len(set(descriptions)) == 800
 
 
 def test_named_sets_share_no_picture() -> None:
-    named = [*make_demo.choose_scenes("names", 400, 88), *make_demo.choose_scenes("names_val", 100, 88)]
-    assert len({make_demo.render(scene, 0).tobytes() for scene in named}) == 500
+    named = [*demo_world.choose_scenes("names", 400, 88), *demo_world.choose_scenes("names_val", 100, 88)]
+    assert len({demo_world.render(scene, 0).tobytes() for scene in named}) == 500
     assert all(len(scene.objects) == 1 for scene in named)
 
 
 def test_every_kind_of_object_occurs(scenes: list[Scene]) -> None:
     items = [item for scene in scenes for item in scene.objects]
-    assert {item.shape for item in items} == set(make_demo.OUTLINES)
-    assert {item.colour for item in items} == set(make_demo.COLOURS)
+    assert {item.shape for item in items} == set(demo_world.OUTLINES)
+    assert {item.colour for item in items} == set(demo_world.COLOURS)
     assert {item.behaviour for item in items} == set(BEHAVIOURS)
     assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
     assert {(scene.width, scene.height) for scene in scenes} == {(96, 96), (128, 96), (96, 128)}
@@ -139,10 +140,10 @@ def test_every_kind_of_object_occurs(scenes: list[Scene]) -> None:
 def test_objects_stay_within_the_central_square_and_in_sight(scenes: list[Scene]) -> None:
     for scene in scenes:
         left, top = (scene.width - 96) // 2, (scene.height - 96) // 2
-        for frame in range(make_demo.FRAMES):
-            visible = make_demo.visible_masks(scene, frame)
+        for frame in range(demo_world.FRAMES):
+            visible = demo_world.visible_masks(scene, frame)
             for item, seen in zip(scene.objects, visible, strict=True):
-                whole = make_demo.object_mask(item, frame, scene.width, scene.height)
+                whole = demo_world.object_mask(item, frame, scene.width, scene.height)
                 inside = whole[top : top + 96, left : left + 96]
                 assert np.count_nonzero(inside) == np.count_nonzero(whole), (scene.id, frame)
                 assert seen.sum() >= 0.5 * whole.sum(), (scene.id, frame)
@@ -151,7 +152,7 @@ def test_objects_stay_within_the_central_square_and_in_sight(scenes: list[Scene]
 
 def state(item: Object, frame: int) -> tuple[float, float, float]:
     """Centre x, y and area of an object, measured in its mask."""
-    mask = make_demo.object_mask(item, frame, 128, 128)
+    mask = demo_world.object_mask(item, frame, 128, 128)
     area = float(mask.sum())
     y, x = np.mgrid[:128, :128]
     return float((mask * x).sum() / area), float((mask * y).sum() / area), area
@@ -159,7 +160,7 @@ def state(item: Object, frame: int) -> tuple[float, float, float]:
 
 def shows(item: Object, frames: tuple[int, ...]) -> bool:
     """Whether these frames alone show that an object does what it is said to do."""
-    masks = [make_demo.object_mask(item, frame, 128, 128) for frame in frames]
+    masks = [demo_world.object_mask(item, frame, 128, 128) for frame in frames]
     if item.behaviour == "blink":
         return len({bool(mask.any()) for mask in masks}) == 2
     (x, y, area), (last_x, last_y, last_area) = state(item, frames[0]), state(item, frames[-1])
@@ -185,8 +186,8 @@ def test_a_behaviour_shows_in_four_even_frames(scenes: list[Scene], frames: tupl
 
 def test_pictures_are_made_of_the_masks_and_the_colours(scenes: list[Scene]) -> None:
     for scene in scenes[:60]:
-        picture = make_demo.render(scene, 3).astype(int)
-        for item, mask in zip(scene.objects, make_demo.visible_masks(scene, 3), strict=True):
+        picture = demo_world.render(scene, 3).astype(int)
+        for item, mask in zip(scene.objects, demo_world.visible_masks(scene, 3), strict=True):
             assert (np.abs(picture[mask == 1] - item.rgb) <= 1).all()
 
 
@@ -194,8 +195,8 @@ def test_what_is_nearer_covers_what_is_deeper(scenes: list[Scene]) -> None:
     covered = 0
     for scene in (scene for scene in scenes if len(scene.objects) == 2):
         near, far = sorted(range(2), key=lambda index: scene.objects[index].depth)
-        whole = [make_demo.object_mask(item, 6, scene.width, scene.height) for item in scene.objects]
-        visible = make_demo.visible_masks(scene, 6)
+        whole = [demo_world.object_mask(item, 6, scene.width, scene.height) for item in scene.objects]
+        visible = demo_world.visible_masks(scene, 6)
         assert (visible[near] == whole[near]).all()
         covered += int((visible[far] < whole[far]).any())
     assert covered  # else the test has seen nothing
@@ -215,7 +216,7 @@ def test_captions_tell_true_relations_of_place(scenes: list[Scene]) -> None:
         for sentence in make_demo.captions_of(scene, 2, 1):
             for description, place in read(sentence).items():
                 one, other = sorted(scene.objects, key=lambda item: item.description != description)
-                poses = [(one.pose(frame), other.pose(frame)) for frame in range(make_demo.FRAMES)]
+                poses = [(one.pose(frame), other.pose(frame)) for frame in range(demo_world.FRAMES)]
                 holds = {
                     "left": all(a.x < b.x for a, b in poses),
                     "right": all(a.x > b.x for a, b in poses),
@@ -243,10 +244,10 @@ def test_captions_tell_the_true_order_in_time(scenes: list[Scene]) -> None:
 
 
 def test_videos_decode_to_the_pictures(world: Path) -> None:
-    for scene in make_demo.load_scenes(world / "train.scenes.jsonl"):
+    for scene in demo_world.load_scenes(world / "train.scenes.jsonl"):
         video = decoded(world / "train" / f"{scene.id}.mp4").astype(int)
         assert video.shape == (16, scene.height, scene.width, 3)
-        pictures = np.stack([make_demo.render(scene, frame) for frame in range(16)])
+        pictures = np.stack([demo_world.render(scene, frame) for frame in range(16)])
         assert np.abs(video - pictures).mean() < 4
     with av.open(str(world / "train" / "train00000.mp4")) as container:
         stream = container.streams.video[0]
@@ -255,14 +256,14 @@ def test_videos_decode_to_the_pictures(world: Path) -> None:
 
 
 def test_decoded_colours_are_nearest_to_the_named_ones(world: Path) -> None:
-    names = list(make_demo.COLOURS)
-    palette = np.array([make_demo.COLOURS[name] for name in names])
+    names = list(demo_world.COLOURS)
+    palette = np.array([demo_world.COLOURS[name] for name in names])
     distances = np.abs(palette[:, None].astype(int) - palette).sum(axis=-1)
     assert distances[~np.eye(len(names), dtype=bool)].min() > 120  # no two names for one look
-    for scene in make_demo.load_scenes(world / "names.scenes.jsonl"):
+    for scene in demo_world.load_scenes(world / "names.scenes.jsonl"):
         video = decoded(world / "names" / f"{scene.id}.mp4")
         frame = next(frame for frame in range(16) if frame not in scene.objects[0].hidden)
-        inside = make_demo.visible_masks(scene, frame)[0] == 1
+        inside = demo_world.visible_masks(scene, frame)[0] == 1
         colour = np.median(video[frame][inside], axis=0)
         assert names[np.abs(palette - colour).sum(axis=1).argmin()] == scene.objects[0].colour
 
@@ -278,7 +279,7 @@ def test_files_list_every_video_and_caption(world: Path) -> None:
 
 
 def test_scene_files_hold_the_scenes(world: Path) -> None:
-    assert make_demo.load_scenes(world / "val.scenes.jsonl") == list(make_demo.choose_scenes("val", 8, 88))
+    assert demo_world.load_scenes(world / "val.scenes.jsonl") == list(demo_world.choose_scenes("val", 8, 88))
 
 
 def test_the_tokenizer_knows_every_word_of_the_world(world: Path, scenes: list[Scene]) -> None:
@@ -299,12 +300,18 @@ def test_the_vocabulary_is_small_and_the_bert_config_fits_it(world: Path) -> Non
     config = AutoConfig.from_pretrained(world / "bert")
     words = (world / "bert" / "vocab.txt").read_text().split()
     assert config.vocab_size == len(words) == len(set(words))
-    assert len(make_demo.BEHAVIOUR_WORDS) == 9
     tables = (make_demo.SIZE_WORDS, make_demo.COLOUR_WORDS, make_demo.SHAPE_WORDS, make_demo.BEHAVIOUR_WORDS)
     spoken = {
         word for table in tables for phrases in table.values() for text in phrases for word in text.split()
     }
     assert len(spoken) < 100
+
+
+def test_there_are_words_for_all_that_is_drawn() -> None:
+    assert set(make_demo.SIZE_WORDS) == set(demo_world.RADIUS)
+    assert set(make_demo.COLOUR_WORDS) == set(demo_world.COLOURS)
+    assert set(make_demo.SHAPE_WORDS) == set(demo_world.OUTLINES)
+    assert set(make_demo.BEHAVIOUR_WORDS) == set(demo_world.BEHAVIOURS)
 
 
 def test_a_finished_set_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +335,7 @@ def test_a_finished_set_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.M
     make(tmp_path, **sizes | {"val": 3})
     assert drawn == ["train", "val"]
     make(tmp_path, seed=89, **sizes)
-    assert set(drawn[2:]) == set(make_demo.SETS)
+    assert set(drawn[2:]) == set(demo_world.SETS)
 
 
 def test_an_interrupted_run_leaves_the_finished_set_and_is_taken_up(

@@ -1,0 +1,315 @@
+"""Files that are as they should be, files that are not, and batches under any number of processes."""
+
+import base64
+import multiprocessing
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_corpus
+
+from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, Transform, random_frames
+from lib import UserError
+from tsv import BadRow, Tsv, lineidx_path
+
+
+@pytest.fixture(scope="module")
+def tokens(bert_folder):
+    return Tokens(str(bert_folder), 12)
+
+
+def make_corpus(path, tokens, frames=4, name="clips"):
+    return PretrainCorpus(path, name, tokens, Transform(["img_rand_crop"], 32), frames)
+
+
+def make_loader(corpora, train, workers=0, batch=4, max_bad_ratio=0.01, processes=1, rank=0):
+    sizes = {name: len(corpus) for name, corpus in corpora.items()}
+    batches = Batches(sizes, dict.fromkeys(sizes, batch), train, seed=1, rank=rank, processes=processes)
+    return Loader(Mixture(corpora, seed=1, train=train), batches, workers, max_bad_ratio)
+
+
+# -- TSV files
+
+
+def test_rows_by_an_index_that_is_built_when_missing(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"one\t1\ntwo\t2\t22\r\n\nlast\t3")
+    tsv = Tsv(path)
+    assert [tsv[i] for i in range(len(tsv))] == [
+        [b"one", b"1"],
+        [b"two", b"2", b"22"],
+        [b""],
+        [b"last", b"3"],
+    ]
+    assert lineidx_path(path).read_text() == "0\n6\n16\n17\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.lineidx", "a.tsv"]
+    with pytest.raises(BadRow, match="no row 4"):
+        tsv[4]
+
+
+def test_an_empty_file_has_no_rows(tmp_path, tokens):
+    (tmp_path / "a.tsv").write_bytes(b"")
+    assert len(Tsv(tmp_path / "a.tsv")) == 0
+
+
+def test_wrong_indices_are_noticed(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"one\t1\ntwo\t2\nlast\t3\n")
+    lineidx_path(path).write_text("0\n7\n12\n")
+    with pytest.raises(BadRow, match=r"a\.tsv row 1: its offset 7"):
+        Tsv(path)[1]
+    for wrong in ("0\n6\n", "0\n6\n12\n400\n"):  # of a shorter file, of a longer one
+        lineidx_path(path).write_text(wrong)
+        with pytest.raises(UserError, match="delete it"):
+            Tsv(path)
+    lineidx_path(path).write_text("zero")
+    with pytest.raises(UserError, match="not a list of byte offsets"):
+        Tsv(path)
+
+
+def test_index_of_a_folder_that_cannot_be_written_is_built_in_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"one\ntwo\n")
+    monkeypatch.setattr("tsv.atomic_path", lambda _: (_ for _ in ()).throw(PermissionError("read-only")))
+    assert len(Tsv(path)) == 2
+
+
+def read_first(tsv: Tsv) -> list[bytes]:
+    return tsv[1]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_rows_are_read_in_other_processes(tmp_path, start):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"one\t1\ntwo\t2\n")
+    tsv = Tsv(path)
+    assert tsv[1] == [b"two", b"2"]
+    with multiprocessing.get_context(start).Pool(1) as pool:
+        assert pool.apply(read_first, (tsv,)) == [b"two", b"2"]
+    assert len(pickle.dumps(Tsv(path))) < 1000
+
+
+# -- samples
+
+
+def test_a_pair(tmp_path, tokens):
+    corpus = make_corpus(write_corpus(tmp_path, "clips"), tokens)
+    sample = corpus.read(3, None)
+    assert (sample["img"].shape, sample["img"].dtype) == ((4, 3, 32, 32), torch.float32)
+    assert sample["id"] == "clips3"
+    special = tokens.special
+    assert sample["txt"][0] == special.cls
+    assert (sample["txt"] != special.pad).sum() == sample["mask"].sum() == 8
+
+
+def test_rows_with_a_field_before_their_frames(tmp_path, tokens):
+    path = write_corpus(tmp_path, "clips", rows=2)
+    want = make_corpus(path, tokens).read(1, None)
+    tsv = tmp_path / "clips.img.tsv"
+    rows = [row.split(b"\t") for row in tsv.read_bytes().splitlines()]
+    tsv.write_bytes(b"".join(b"\t".join([r[0], b"{}", *r[1:]]) + b"\n" for r in rows))
+    lineidx_path(tsv).unlink()
+    torch.testing.assert_close(make_corpus(path, tokens).read(1, None)["img"], want["img"])
+
+
+def test_images_are_clips_of_one_frame(tmp_path, tokens):
+    by_yaml = make_corpus(write_corpus(tmp_path, "pictures", image=True), tokens)
+    assert by_yaml.read(0, None)["img"].shape == (1, 3, 32, 32)
+    path = write_corpus(tmp_path, "cc3m", image=True)
+    path.write_text(path.read_text().replace("image: true\n", ""))
+    assert make_corpus(path, tokens, name="cc3m").is_image  # published YAMLs say nothing of it
+
+
+def test_composite_corpora(tmp_path, tokens):
+    for name in ("a", "b"):
+        write_corpus(tmp_path, name, rows=3)
+    (tmp_path / "pairs.tsv").write_text("1\t2\t0\n0\t1\t0\n")
+    lists = "img: [a.img.tsv, b.img.tsv]\ncaption: [a.caption.tsv, b.caption.tsv]\n"
+    path = tmp_path / "both.yaml"
+    path.write_text(lists + "caption_linelist: pairs.tsv\ncomposite: true\n")
+    corpus = make_corpus(path, tokens)
+    assert [corpus.read(i, None)["id"] for i in range(len(corpus))] == ["b2", "a1"]
+    (tmp_path / "all.tsv").write_text(
+        (tmp_path / "a.caption.tsv").read_text() + (tmp_path / "b.caption.tsv").read_text()
+    )
+    path.write_text(path.read_text().replace("[a.caption.tsv, b.caption.tsv]", "all.tsv"))
+    assert [make_corpus(path, tokens).read(i, None)["id"] for i in range(2)] == ["b2", "a1"]
+
+
+def test_text_that_is_cut_keeps_its_end(tokens):
+    ids, mask = tokens("red " * 30)
+    assert (ids[0], ids[-1]) == (tokens.special.cls, tokens.special.sep)
+    assert mask.all()
+
+
+def test_random_frames_are_clips_of_even_steps():
+    seen = {tuple(random_frames(10, 4, np.random.default_rng(i))) for i in range(60)}
+    assert seen == {(0, 3, 6, 9), (1, 4, 7, 9), (2, 5, 8, 9)}
+    assert random_frames(2, 4, np.random.default_rng(0)).tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["img_rand_crop", "vid_rand_crop"])
+def test_crops_are_drawn_per_frame_or_per_clip(name):
+    ramp = torch.arange(200, dtype=torch.uint8).repeat(3, 40, 1)
+    out = Transform([name], 32)([ramp] * 6, np.random.default_rng(0))
+    assert out.shape == (6, 3, 32, 32)
+    assert len(out[:, 0, 0, 0].unique()) == (6 if name == "img_rand_crop" else 1)
+
+
+def test_padding_is_black_and_centred():
+    out = Transform(["pad_resize"], 32)([torch.full((3, 32, 64), 255, dtype=torch.uint8)], None)[0]
+    assert (out[:, 0, :].mean(1) < -1.7).all()
+    assert (out[:, 16, :].mean(1) > 2.2).all()
+
+
+# -- rows that are bad
+
+
+FAULTS = {
+    "not base64": lambda fields: [fields[0], fields[1], b"/9j/*", *fields[3:]],
+    "frame 0 is not a JPEG": lambda fields: [fields[0], base64.b64encode(b"GIF89a" * 9)],
+    "or is cut off": lambda fields: [fields[0], fields[1][: len(fields[1]) // 8 * 4]],
+    "no frames": lambda fields: [fields[0]],
+}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A function that damages row 5 of a corpus of 12 and returns its YAML."""
+
+    def damage(fault):
+        path = write_corpus(tmp_path, "clips")
+        tsv = tmp_path / "clips.img.tsv"
+        rows = tsv.read_bytes().splitlines()
+        rows[5] = b"\t".join(FAULTS[fault](rows[5].split(b"\t")))
+        tsv.write_bytes(b"\n".join(rows) + b"\n")
+        return path
+
+    return damage
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_row_is_named(damaged, tokens, fault):
+    corpus = make_corpus(damaged(fault), tokens, frames=6)
+    with pytest.raises(BadRow, match=rf"clips\.img\.tsv row 5 \(clips5\): .*{fault}"):
+        corpus.read(5, None)
+    corpus.read(4, None)
+
+
+def test_missing_captions_are_named(tmp_path, tokens):
+    path = write_corpus(tmp_path, "clips")
+    captions = tmp_path / "clips.caption.tsv"
+    rows = captions.read_text().splitlines()
+    rows[1], rows[2], rows[3] = "clips1\t[]", "other\t" + rows[2].split("\t")[1], "clips3\tnot JSON"
+    captions.write_text("\n".join(rows[:6]) + "\n")
+    corpus = make_corpus(path, tokens)
+    for row, reason in [
+        (1, "no caption 0"),
+        (2, "is that of 'other'"),
+        (3, "no caption"),
+        (9, "has no row 9"),
+    ]:
+        with pytest.raises(BadRow, match=reason):
+            corpus.read(row, None)
+
+
+def test_a_bad_row_is_replaced_in_training_and_reported_once(damaged, tokens, caplog):
+    loader = make_loader({"clips": make_corpus(damaged("no frames"), tokens)}, train=True, max_bad_ratio=0.1)
+    for epoch in range(2):
+        batches = list(loader.epoch(epoch))
+        assert sum(len(batch["id"]) for batch in batches) == 12
+        assert all(name != "clips5" for batch in batches for name in batch["id"])
+        assert all(batch["valid"].all() for batch in batches)
+    assert len(loader.bad) == 1
+
+
+def test_a_bad_row_is_blank_in_evaluation(damaged, tokens):
+    loader = make_loader({"clips": make_corpus(damaged("no frames"), tokens)}, train=False, max_bad_ratio=0.1)
+    valid = torch.cat([batch["valid"] for batch in loader.epoch(0)])
+    assert valid.tolist() == [i != 5 for i in range(12)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_rows_stop_the_run_with_the_list(damaged, tokens, workers):
+    loader = make_loader({"clips": make_corpus(damaged("no frames"), tokens)}, train=True, workers=workers)
+    with pytest.raises(UserError, match=r"8\.3% of the data.*max_bad_ratio 1\.0%:\n.*row 5 \(clips5\)"):
+        for epoch in range(2):
+            list(loader.epoch(epoch))
+
+
+def test_corpora_that_cannot_be_used_say_why(tmp_path, tokens):
+    with pytest.raises(UserError, match="does not exist"):
+        make_corpus(tmp_path / "none.yaml", tokens)
+    path = write_corpus(tmp_path, "clips")
+    text = path.read_text()
+    for wrong, message in [
+        ("[", "is not YAML"),
+        ("img: a.tsv", "keys img and caption"),
+        (text.replace("clips.img", "none.img"), "none.img.tsv does not exist"),
+    ]:
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            make_corpus(path, tokens)
+    path.write_text(text)
+    (tmp_path / "clips.linelist.tsv").write_text("0\t0\n1\n")
+    with pytest.raises(UserError, match="expected 2 whole numbers a row"):
+        make_corpus(path, tokens)
+
+
+# -- batches
+
+
+def test_training_draws_the_same_whatever_the_workers(tmp_path, tokens):
+    corpora = {"clips": make_corpus(write_corpus(tmp_path, "clips"), tokens)}
+    first, second = (
+        [b["img"] for b in make_loader(corpora, train=True, workers=workers).epoch(3)] for workers in (0, 2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    third = [b["img"] for b in make_loader(corpora, train=True).epoch(4)]
+    assert not all(torch.equal(a, b) for a, b in zip(first, third, strict=True))
+
+
+def batches_of(processes, train, sizes, epoch=0, batch_size=4):
+    parts = []
+    for rank in range(processes):
+        part = Batches(sizes, dict.fromkeys(sizes, batch_size), train, 0, rank, processes)
+        part.epoch = epoch
+        assert len(list(part)) == len(part)
+        parts.append(list(part))
+    return parts
+
+
+def test_corpora_are_mixed_by_size_and_in_step_across_processes():
+    first, second = batches_of(2, True, {"a": 160, "b": 43})
+    assert [b[0].corpus for b in first] == [b[0].corpus for b in second]
+    assert [b[0].corpus for b in first].count("a") == 20
+    assert [b[0].corpus for b in first].count("b") == 5
+    drawn = [draw.index for part in (first, second) for b in part for draw in b if draw.corpus == "a"]
+    assert sorted(drawn) == list(range(160))
+    assert batches_of(2, True, {"a": 160, "b": 43}, epoch=1)[0] != first
+
+
+def test_a_corpus_smaller_than_a_batch_is_drawn():
+    (parts,) = batches_of(1, True, {"a": 40, "b": 3})
+    assert sum(b[0].corpus == "b" for b in parts) == 1
+    with pytest.raises(UserError, match="1 samples for 2 processes"):
+        batches_of(2, True, {"a": 1})
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_takes_every_sample_once_in_the_same_batches(processes):
+    parts = batches_of(processes, False, {"a": 13, "b": 6})
+    (whole,) = batches_of(1, False, {"a": 13, "b": 6})
+    joined = [part[i] for i in range(len(whole)) for part in parts if i < len(part)]
+    assert joined == whole
+    assert sum(len(b) for b in whole) == 19
+
+
+def test_corpora_move(tmp_path, tokens):
+    """Paths in a YAML are relative to it, so a folder can be moved."""
+    (tmp_path / "here").mkdir()
+    write_corpus(tmp_path / "here", "clips")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert len(make_corpus(tmp_path / "there" / "clips.yaml", tokens)) == 12

@@ -1,0 +1,161 @@
+"""Rates, boxes and special tokens of the masks, on every grid."""
+
+import pytest
+import torch
+from torch import Generator
+
+from masking import (
+    SpecialTokens,
+    attended_mask,
+    block_mask,
+    hide_patches,
+    is_patch,
+    mask_batch,
+    negative_texts,
+    patch_mask,
+    random_mask,
+    read_positions,
+    split_positions,
+    word_mask,
+)
+
+SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
+GRIDS = [(t, h, w) for t in (1, 2, 4) for h in (1, 2, 3, 7) for w in (1, 2, 3, 7)]
+
+
+def generator(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def make_batch(size: int = 6, frames: int = 4, pixels: int = 64, length: int = 10) -> dict:
+    txt = torch.randint(5, 50, (size, length))
+    txt[:, 0], txt[:, 6], txt[:, 7:], txt[0, 3] = 2, 3, 0, 4
+    return {"img": torch.randn(size, frames, 3, pixels, pixels), "txt": txt}
+
+
+@pytest.mark.parametrize("p", [0.0, 0.15, 0.5, 1.0])
+def test_random_mask_hides_its_share(p):
+    mask = random_mask(64, (4, 7, 7), p, generator())
+    assert mask.float().mean() == pytest.approx(p, abs=0.015)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_block_mask_is_boxes_on_every_grid(grid):
+    mask = block_mask(200, grid, generator())
+    assert mask.shape == (200, *grid)
+    assert mask.flatten(1).any(1).all()
+    if grid[0] == 1:  # a single box, so its extent is that of the mask: at most 2/3 of a side
+        for axis, size in enumerate(grid[1:]):
+            extent = mask.any(dim=3 - axis).flatten(1).sum(dim=1)
+            assert extent.max() <= max(1, 2 * size // 3 - 1)
+            inside = mask.flatten(1).sum(1) == mask.any(2).flatten(1).sum(1) * mask.any(3).flatten(1).sum(1)
+            assert inside.all()
+
+
+def test_block_mask_reaches_every_patch_and_every_extent():
+    mask = block_mask(3000, (1, 7, 7), generator())
+    assert mask.any(0).all()
+    assert mask.any(3).flatten(1).sum(1).unique().tolist() == [1, 2, 3]
+
+
+def test_boxes_last_less_than_the_clip():
+    """With T = 2 and h = w = 3 each of the two boxes is one patch of one frame."""
+    mask = block_mask(500, (2, 3, 3), generator())
+    assert (mask.flatten(1).sum(1) <= 2).all()
+
+
+def test_attended_mask_draws_by_attention_without_replacement():
+    attention = torch.tensor([[1.0, 2.0, 4.0, 0.0, 8.0]]).repeat(20000, 1)
+    maskable = torch.tensor([[True, True, True, True, False]]).repeat(20000, 1)
+    one = attended_mask(attention, maskable, 0.2, generator())
+    assert (one.sum(1) == 1).all()
+    torch.testing.assert_close(one.float().mean(0), torch.tensor([1, 2, 4, 0, 0]) / 7, atol=0.015, rtol=0)
+    two = attended_mask(attention, maskable, 0.4, generator())
+    assert (two.sum(1) == 2).all()
+
+
+def test_attended_mask_stops_where_nothing_is_left():
+    maskable = torch.tensor([[False, True, False, True]])
+    assert torch.equal(attended_mask(torch.ones(1, 4), maskable, 1.0, generator()), maskable)
+
+
+def test_only_words_are_masked():
+    batch = make_batch()
+    words = word_mask(batch["txt"], SPECIAL, 1.0, generator())
+    assert torch.equal(words, batch["txt"] > 4)
+    rate = word_mask(torch.full((400, 50), 9), SPECIAL, 0.3, generator()).float().mean()
+    assert rate == pytest.approx(0.3, abs=0.01)
+
+
+def test_each_sample_draws_one_kind():
+    masks, attended = patch_mask(["rm", "bm", "am"], 3000, (4, 7, 7), 1.0, generator())
+    full = masks.flatten(1).all(1)  # rm at p = 1
+    empty = ~masks.flatten(1).any(1)  # am, not drawn here
+    for kind in (full, empty, ~full & ~empty):
+        assert kind.float().mean() == pytest.approx(1 / 3, abs=0.03)
+    assert torch.equal(attended, empty)
+
+
+def test_hidden_patches_are_zero_and_the_rest_untouched():
+    frames = torch.randn(2, 3, 3, 64, 96) + 5
+    mask = random_mask(2, (3, 2, 3), 0.5, generator())
+    hidden = hide_patches(frames, mask)
+    pixels = mask.repeat_interleave(32, 2).repeat_interleave(32, 3)[:, :, None].expand_as(frames)
+    assert (hidden[pixels] == 0).all()
+    assert torch.equal(hidden[~pixels], frames[~pixels])
+
+
+def test_negatives_are_others_each_once():
+    for size, number in [(1, 0), (2, 1), (3, 2), (4, 3), (9, 3)]:
+        negatives = negative_texts(size, generator())
+        assert negatives.shape == (size, number)
+        for i, row in enumerate(negatives.tolist()):
+            assert i not in row
+            assert len(set(row)) == number
+    drawn = torch.cat([negative_texts(5, generator(seed)) for seed in range(400)])
+    assert torch.bincount(drawn.flatten()).float().std() < 100
+
+
+def test_positions_hold_cls_and_all_that_is_hidden():
+    grid = (2, 2, 3)
+    patches = random_mask(5, grid, 0.4, generator())
+    words = torch.rand(5, 6, generator=generator(1)) < 0.3
+    positions = read_positions(patches, words)
+    length = 2 * 7
+    read = torch.zeros(5, length + 6, dtype=torch.bool).scatter(1, positions, True)
+    found_patches, found_words = split_positions(read, grid)
+    assert found_patches[patches].all()
+    assert found_words[words].all()
+    assert read[:, length].all()
+    assert positions.shape[1] == (patches.flatten(1).sum(1) + (words[:, 1:].sum(1)) + 1).max()
+
+
+def test_batch_keeps_the_originals_and_names_the_answers():
+    batch = make_batch()
+    masked = mask_batch(batch, ["rm", "bm"], 0.5, SPECIAL, 32, generator())
+    hidden = masked["ans_mlm"] >= 0
+    assert (masked["masked_txt"][hidden] == SPECIAL.mask).all()
+    assert torch.equal(masked["masked_txt"][~hidden], batch["txt"][~hidden])
+    assert torch.equal(masked["ans_mlm"][hidden], batch["txt"][hidden])
+    assert torch.equal(masked["img"], batch["img"])
+    assert masked["mvm_mask"].shape == (6, 4, 2, 2)
+
+
+def test_same_generator_same_masks():
+    batch = make_batch()
+    first, second = (mask_batch(batch, ["rm", "bm"], 0.3, SPECIAL, 32, generator(5)) for _ in range(2))
+    for name in ("masked_img", "masked_txt", "mvm_mask", "negatives", "positions"):
+        assert torch.equal(first[name], second[name])
+
+
+def test_attended_masking_hides_words_and_patches_but_nothing_special():
+    batch = make_batch()
+    video = 4 * 5
+    attention = torch.rand(6, video + 10)
+    masked = mask_batch(batch, ["am"], 0.3, SPECIAL, 32, generator(), attention)
+    words, patches = masked["ans_mlm"] >= 0, masked["mvm_mask"].flatten(1)
+    assert not words[batch["txt"] <= 4].any()
+    assert (words.sum(1) + patches.sum(1) == int((video + 10) * 0.3)).all()
+    assert is_patch((4, 2, 2)).sum() == 16
+    with pytest.raises(ValueError, match="attention"):
+        mask_batch(batch, ["am"], 0.3, SPECIAL, 32, generator())
