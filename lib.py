@@ -387,9 +387,14 @@ def _umask() -> int:
     return mask
 
 
+def make_stamp() -> str:
+    """The time, as run folders carry it."""
+    return time.strftime("%Y%m%d%H%M%S")
+
+
 def make_run_folder(config: Config, world: World) -> Path:
     """Make `path_output/_TASK_TIME` with the config in `args.json`; the log goes to its `log.txt` as well."""
-    stamp = world.gather(time.strftime("%Y%m%d%H%M%S"))[0]
+    stamp = world.gather(make_stamp())[0]
     folder = Path(config.path_output) / f"_{config.task}_{stamp}"
     folder.mkdir(parents=True, exist_ok=True)
     if world.is_main:

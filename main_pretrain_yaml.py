@@ -16,7 +16,7 @@ from torch import Generator
 
 from agent import Agent
 from dataset import Tokens, pretrain_loader
-from lib import Config, distributed, load_config
+from lib import Config, UserError, distributed, load_config
 from masking import mask_batch
 from model import Batch, Output, PretrainModel, load_checkpoint
 
@@ -56,6 +56,15 @@ def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str,
     return rows
 
 
+def check_vocabulary(model: PretrainModel, tokens: Tokens) -> None:
+    """Raise `UserError` if the tokenizer knows tokens that the text encoder has no embedding for."""
+    known = model.enc_txt.vocabulary
+    if len(tokens.tokenizer) > known:
+        raise UserError(
+            f"the tokenizer has {len(tokens.tokenizer)} words, txt_backbone {known}: set tokenizer."
+        )
+
+
 def main() -> None:
     """One run of pre-training."""
     config = load_config("pretrain")
@@ -64,6 +73,7 @@ def main() -> None:
         train = pretrain_loader(config, world, tokens, train=True)
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
         model = PretrainModel.from_config(config)
+        check_vocabulary(model, tokens)
         if config.path_ckpt:
             load_checkpoint(model, config.path_ckpt)
         agent = Agent(

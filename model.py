@@ -80,7 +80,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, bert: BertConfig, embed_only: bool = True) -> None:
         super().__init__()
-        self.embed_only = embed_only
+        self.embed_only, self.vocabulary = embed_only, bert.vocab_size
         self.emb_txt = BertEmbeddings(bert) if embed_only else BertModel(bert, add_pooling_layer=False)
 
     def forward(self, txt: Tensor, mask: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ WORDS = [
 SWIN = Size(16, (1, 1, 2, 1), (1, 2, 4, 8), window=(2, 2, 2), drop_path=0.0, init_std=None)
 
 
+torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much beside another process
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -1,0 +1,322 @@
+"""The engine: a step, a run, evaluation, and the same on two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from conftest import SWIN, tiny_bert, write_corpus
+from torch import nn
+
+from agent import Agent, Averages, seeded
+from lib import Config, Mean, UserError, World, distributed
+from main_pretrain_yaml import main
+from masking import SpecialTokens, mask_batch
+from model import Output, PretrainModel
+
+ROOT = Path(__file__).parents[1]
+SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
+
+
+def tiny_config(folder: Path, **values: object) -> Config:
+    return Config(**{"path_output": str(folder), "task": "tiny", "lr": 1e-3, "device": "cpu", **values})
+
+
+@pytest.fixture
+def arguments(tmp_path, bert_folder):
+    """Command line of a run on a corpus of clips and one of pictures."""
+    corpora = {"clips": write_corpus(tmp_path, "clips"), "cc3m": write_corpus(tmp_path, "cc3m", image=True)}
+    values = {
+        "train_yaml": {name: str(path) for name, path in corpora.items()},
+        "val_yaml": {name: str(path) for name, path in corpora.items()},
+        "txt_backbone": str(bert_folder),
+        "fusion_encoder": str(bert_folder),
+        "txt_backbone_rand_init": True,
+        "fusion_encoder_rand_init": True,
+        "vis_backbone_size": "demo",
+        "vis_backbone_init": "random",
+        "size_img": 32,
+        "size_frame": 2,
+        "size_txt": 10,
+        "size_batch": 4,
+        "mvm_target": ["pixel", "hog"],
+        "p_mask": 0.3,
+        "lr": 1e-3,
+        "n_workers": 0,
+        "logging_steps": 1,
+        "path_output": str(tmp_path / "out"),
+        "device": "cpu",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return ["--config", str(tmp_path / "config.json")]
+
+
+def run(monkeypatch, arguments: list[str]) -> Path:
+    """Run the script in this process; returns its run folder."""
+    monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
+    out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
+    before = set(out.glob("*"))
+    monkeypatch.setattr("lib.make_stamp", lambda: f"{len(before)}")
+    main()
+    (folder,) = set(out.glob("*")) - before
+    return folder
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_writes_what_its_user_looks_for(monkeypatch, arguments):
+    folder = run(monkeypatch, [*arguments, "--size_epoch", "2", "--eval_start", "true"])
+    assert folder.name.startswith("_pretrain_")
+    metrics = lines(folder / "metrics.jsonl")
+    # 12 clips in batches of 4; 12 pictures in batches of 8
+    assert [row["step"] for row in metrics] == list(range(1, 2 * (3 + 1) + 1))
+    for row in metrics:
+        assert row["loss"] == pytest.approx(
+            row["mlm"] + row["vtm"] + row["mvm_pixel"] + row["mvm_hog"], rel=1e-5
+        )
+        assert {"lr", "lr_swin", "samples_per_second", "mlm_acc", "vtm_acc"} <= row.keys()
+    evaluations = lines(folder / "eval.jsonl")
+    assert [row["epoch"] for row in evaluations] == [0, 1, 2]
+    assert {"loss", "clips_mlm", "cc3m_vtm_acc"} <= evaluations[0].keys()
+    predictions = lines(folder / "predictions_2.jsonl")
+    assert len(predictions) == 24
+    assert {"id", "text", "hidden", "named", "matched"} == predictions[0].keys()
+    assert (folder / "args.json").exists()
+    assert "checkpoint" in (folder / "log.txt").read_text()
+    assert list(folder.glob("events.*"))
+    states = [torch.load(folder / f"ckpt_violet_pretrain_{epoch}.pt", weights_only=True) for epoch in (1, 2)]
+    assert not torch.equal(states[0]["fc.1.weight"], states[1]["fc.1.weight"])
+
+
+def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(monkeypatch, arguments):
+    first, second = (run(monkeypatch, [*arguments, "--max_steps", "6"]) for _ in range(2))
+    losses = [[row["loss"] for row in lines(folder / "metrics.jsonl")] for folder in (first, second)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    other = run(monkeypatch, [*arguments, "--max_steps", "6", "--seed", "1"])
+    assert [row["loss"] for row in lines(other / "metrics.jsonl")] != losses[0]
+    checkpoint = str(sorted(first.glob("*.pt"))[-1])
+    evaluations = []
+    for _ in range(2):
+        folder = run(monkeypatch, [*arguments, "--size_epoch", "0", "--path_ckpt", checkpoint])
+        evaluations.append(lines(folder / "eval.jsonl"))
+        assert not list(folder.glob("*.pt"))
+    assert evaluations[0] == evaluations[1]
+    last = lines(first / "eval.jsonl")[-1]
+    assert {**evaluations[0][0], "step": 6, "epoch": last["epoch"]} == last
+
+
+def test_max_steps_ends_a_run_whatever_the_epochs(monkeypatch, arguments):
+    for steps in (2, 9):
+        folder = run(monkeypatch, [*arguments, "--size_epoch", "1", "--max_steps", str(steps)])
+        metrics = lines(folder / "metrics.jsonl")
+        assert metrics[-1]["step"] == steps
+        assert lines(folder / "eval.jsonl")[-1]["step"] == steps
+        assert metrics[0]["lr"] == 1e-8  # the schedule is that of the whole run
+        assert metrics[-1]["lr"] == pytest.approx(1e-3 / (0.9 * steps))
+
+
+def test_losses_fall(monkeypatch, arguments):
+    folder = run(monkeypatch, [*arguments, "--max_steps", "60", "--lr", "3e-3", "--logging_steps", "10"])
+    metrics = lines(folder / "metrics.jsonl")
+    for name in ("loss", "mlm", "mvm_pixel"):
+        assert metrics[-1][name] < 0.95 * metrics[0][name]
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_runs(monkeypatch, arguments, amp):
+    folder = run(
+        monkeypatch, [*arguments, "--max_steps", "2", "--amp", amp, "--pretrain_masks", '["am","rm"]']
+    )
+    assert len(lines(folder / "metrics.jsonl")) == 2
+
+
+def test_a_vocabulary_that_does_not_hold_the_tokens_is_an_error(monkeypatch, arguments, tmp_path):
+    tiny_bert(vocabulary=10).save_pretrained(tmp_path / "small")
+    folders = ["--txt_backbone", str(tmp_path / "small"), "--fusion_encoder", str(tmp_path / "small")]
+    tokenizer = json.loads(Path(arguments[1]).read_text())["txt_backbone"]
+    with pytest.raises(UserError, match=r"the tokenizer has 2. words, txt_backbone 10"):
+        run(monkeypatch, [*arguments, *folders, "--tokenizer", tokenizer])
+
+
+# -- one step
+
+
+class Regression(nn.Module):
+    """A task whose loss is a mean over as many values as a batch has."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, batch):
+        error = (batch["x"] @ self.weight - batch["y"]).square()[batch["counts"]]
+        return Output(losses={"error": Mean(error.sum(), batch["counts"].sum())})
+
+
+def regression_batch(size, seed=0):
+    generator = seeded(seed)
+    x, y = torch.randn(size, 3, generator=generator), torch.randn(size, generator=generator)
+    return {"x": x, "y": y, "counts": torch.arange(size) % 3 > 0, "id": [str(i) for i in range(size)]}
+
+
+def part(batch, chosen):
+    return {k: [v[i] for i in chosen] if k == "id" else v[chosen] for k, v in batch.items()}
+
+
+def agent_of(folder, model, world=None, **values):
+    agent = Agent(tiny_config(folder, **values), world or World(torch.device("cpu")), model)
+    agent.total, agent.step = 10, 1
+    agent.set_rates()
+    return agent
+
+
+def test_gradients_are_clipped_and_accumulated(tmp_path):
+    batch = {**regression_batch(8), "counts": torch.ones(8, dtype=torch.bool)}
+    whole, halves = Regression(), Regression()
+    agent_of(tmp_path / "a", whole, max_grad_norm=0.0).train_step([batch])
+    parts = [part(batch, list(range(4))), part(batch, list(range(4, 8)))]
+    values = agent_of(tmp_path / "b", halves, max_grad_norm=0.0).train_step(parts)
+    torch.testing.assert_close(whole.weight, halves.weight)
+    torch.testing.assert_close(whole.weight.grad, halves.weight.grad)
+    assert values["loss"] == values["error"]
+    clipped = Regression()
+    agent_of(tmp_path / "c", clipped, max_grad_norm=0.01).train_step([batch])
+    assert clipped.weight.grad.norm() == pytest.approx(0.01, rel=1e-3)
+
+
+class Stream:
+    """What the agent asks of a loader."""
+
+    def __init__(self, batches):
+        self.items = batches
+
+    def __len__(self):
+        return len(self.items)
+
+    def epoch(self, _):
+        return iter(self.items)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(tmp_path):
+    good, bad = regression_batch(3), regression_batch(3, seed=1)
+    bad["y"][1], bad["id"] = torch.nan, ["clip7", "clip8", "clip9"]
+    config = tiny_config(tmp_path, size_epoch=1, logging_steps=3)
+    agent = Agent(config, World(torch.device("cpu")), Regression())
+    with pytest.raises(FloatingPointError, match=r"error.* not finite; the batch: clip7, clip8, clip9"):
+        agent.fit(Stream([good, bad, good]), None)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_averages_weigh_batches_by_their_counts():
+    averages = Averages()
+    for total, count in [(3.0, 1), (1.0, 3), (0.0, 0)]:
+        averages.add(Output({"a": Mean(torch.tensor(total), torch.tensor(count))}))
+    assert averages.figures(World(torch.device("cpu"))) == {"loss": 1.0, "a": 1.0}
+
+
+# -- two processes
+
+
+def global_batch(size=6):
+    generator = seeded(3)
+    txt = torch.randint(5, 128, (size, 8), generator=generator)
+    txt[:, 0], txt[:, 7] = 2, 3
+    batch = {
+        "img": torch.randn(size, 2, 3, 64, 64, generator=generator),
+        "txt": txt,
+        "mask": torch.ones_like(txt),
+        "valid": torch.ones(size, dtype=torch.bool),
+    }
+    masked = mask_batch(batch, ["rm"], 0.4, SPECIAL, 32, generator)
+    # negatives within each half, which is what each of two processes can see
+    third = size // 2
+    masked["negatives"] = torch.tensor([[(i + 1) % third + third * (i // third)] for i in range(size)])
+    return {**masked, "id": [str(i) for i in range(size)]}
+
+
+def pretrain_steps(folder: Path, world: World, batch: dict) -> dict[str, torch.Tensor]:
+    """The gradients of a first step and the loss of a third."""
+    torch.manual_seed(0)
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel", "hog"])
+    agent = agent_of(folder, model, world)
+    agent.train_step([batch])
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for agent.step in (2, 3):
+        values = agent.train_step([batch])
+    return {"loss": values["loss"], **gradients}
+
+
+def train_on_one_of_two(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    with distributed(Config(device="cpu")) as world:
+        assert (world.rank, world.size, world.is_main) == (rank, 2, rank == 0)
+        whole = global_batch()
+        chosen = list(range(3 * rank, 3 * rank + 3))
+        batch = part(whole, chosen)
+        batch["negatives"] = batch["negatives"] - 3 * rank
+        state = pretrain_steps(folder, world, batch)
+        gathered = world.gather(float(state["loss"]))
+        assert gathered[0] == gathered[1]
+        if world.is_main:
+            torch.save(state, folder / "two.pt")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path):
+    """Though their shares hold different numbers of hidden words and patches."""
+    whole = global_batch()
+    hidden = (whole["ans_mlm"] >= 0).sum(1)
+    assert hidden[:3].sum() != hidden[3:].sum()
+    torch.multiprocessing.start_processes(
+        train_on_one_of_two, (free_port(), tmp_path), nprocs=2, start_method="spawn"
+    )
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one = pretrain_steps(tmp_path, World(torch.device("cpu")), whole)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def launch(launcher: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", f"torch.distributed.{launcher}", "--nproc_per_node=2"]
+    command += [f"--master_port={free_port()}", "main_pretrain_yaml.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_published_command_line_starts_two_processes(arguments, tmp_path):
+    launch("launch", [*arguments, "--max_steps", "2"])
+    (folder,) = (tmp_path / "out").iterdir()
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2]
+
+
+def test_torchrun_evaluates_on_two_processes_as_on_one(monkeypatch, arguments, tmp_path):
+    checkpoint = run(monkeypatch, [*arguments, "--max_steps", "1"]) / "ckpt_violet_pretrain_1.pt"
+    arguments += ["--size_epoch", "0", "--path_ckpt", str(checkpoint)]
+    one = run(monkeypatch, arguments)
+    before = set((tmp_path / "out").iterdir())
+    launch("run", arguments)
+    (two,) = set((tmp_path / "out").iterdir()) - before
+    (first,), (second,) = lines(one / "eval.jsonl"), lines(two / "eval.jsonl")
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        exact = 0 if name.endswith("acc") else 1e-5
+        assert second[name] == pytest.approx(value, rel=exact, abs=0)
+    rows = lines(two / "predictions_0.jsonl")
+    assert [row["id"] for row in rows] == [f"{name}{i}" for name in ("clips", "cc3m") for i in range(12)]
+    assert rows == lines(one / "predictions_0.jsonl")
