@@ -200,7 +200,7 @@ class Agent:
         self.wrapped: nn.Module = self.model
         if world.size > 1:
             self.wrapped = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul)
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)

@@ -12,9 +12,6 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-JPEG_FIELD = b"/9j/"  # base64 of the three bytes that every JPEG begins with
-WHOLE = 0.9  # a video of which less than this share of its stated length comes out counts as cut off
-
 
 @dataclass(frozen=True)
 class Item:
@@ -61,7 +58,7 @@ def read_row(item: Item, sampling: Sampling) -> list[bytes]:
     with item.path.open("rb") as file:
         file.seek(item.offset)
         _, *frames = file.readline().rstrip(b"\r\n").split(b"\t")
-    if frames and not frames[0].startswith(JPEG_FIELD):
+    if frames and not frames[0].startswith(b"/9j/"):  # base64 of the bytes that every JPEG begins with
         frames = frames[1:]  # a field that some published files have and readers skip
     if not frames:
         raise ValueError("the row has no frames")
@@ -104,7 +101,7 @@ def pick(times: Sequence[float], sampling: Sampling) -> list[int]:
         since_first = np.sort(times) - min(times)
         moments = np.arange(0, since_first[-1] + 1e-6, 1 / sampling.fps)
         numbers = np.unique(np.searchsorted(since_first, moments + 1e-6, side="right") - 1)
-    if sampling.frames == 1:
+    if sampling.frames == 1:  # the middle one
         return numbers[len(numbers) // 2 :][:1].tolist()
     if sampling.frames and sampling.frames < len(numbers):  # evenly, the first and the last included
         numbers = numbers[np.linspace(0, len(numbers) - 1, sampling.frames).round().astype(int)]
@@ -132,7 +129,7 @@ def packet_times(path: Path) -> list[float]:
 def decode(path: Path, wanted: list[int], sampling: Sampling) -> tuple[list[bytes], list[float]]:
     """The wanted frames, encoded, and the presentation times of all, in seconds.
 
-    A video that breaks off is an error: its caption may be about what is missing.
+    A video that lacks a tenth of its stated length is an error: its caption may be about what is missing.
     """
     frames, times, end, keep = [], [], 0.0, set(wanted)
     with open_video(path) as (container, stream):
@@ -145,7 +142,7 @@ def decode(path: Path, wanted: list[int], sampling: Sampling) -> tuple[list[byte
                 frames.append(encode(frame.to_image(), sampling, aspect))
     if not times:
         raise ValueError("not one frame in it")
-    if end - times[0] < WHOLE * stated:
+    if end - times[0] < 0.9 * stated:
         raise ValueError(f"cut off: {end - times[0]:.2f} of {stated:.2f} seconds could be decoded")
     return frames, times
 

@@ -23,13 +23,12 @@ import shutil
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from clips import Item, Row, Sampling, make_row
@@ -41,6 +40,9 @@ VIDEOS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm
 IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
 KINDS = dict.fromkeys(VIDEOS.split(), "video") | dict.fromkeys(IMAGES.split(), "image")
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
+
+Settings = dict[str, Any]
+Done = tuple[int, int, str]  # what the journal says of an item: bytes of all rows so far, frames, failure
 
 
 # ------------------------------------------------------------------------------------ sources and captions
@@ -115,14 +117,13 @@ def make_rows(items: list[Item], sampling: Sampling, workers: int) -> Iterator[R
         yield from (make_row(item, sampling) for item in items)
         return
     threads = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Row]] = deque()
+    waiting: list[Future[Row]] = []
     try:
         for item in items:
             waiting.append(threads.submit(make_row_apart, item, sampling))
             if len(waiting) == AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                yield waiting.pop(0).result()
+        yield from (future.result() for future in waiting)
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -157,15 +158,7 @@ def serve(pipe: Connection) -> None:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-class Done(NamedTuple):
-    """What the journal says of an item that is done."""
-
-    end: int  # bytes of all rows so far
-    frames: int
-    failure: str
-
-
-def settings_of(items: list[Item], sampling: Sampling) -> dict[str, Any]:
+def settings_of(items: list[Item], sampling: Sampling) -> Settings:
     """All that the output depends on: the same settings, the same bytes. Files count by path and size."""
     digest = hashlib.sha256()
     for item in items:
@@ -174,7 +167,7 @@ def settings_of(items: list[Item], sampling: Sampling) -> dict[str, Any]:
     return {**asdict(sampling), "content": digest.hexdigest()[:16]}
 
 
-def is_finished(part: Path, settings: dict[str, Any]) -> bool:
+def is_finished(part: Path, settings: Settings) -> bool:
     """Whether the files are there, made with these settings; files made otherwise are an error."""
     rows, record = part.with_suffix(".img.tsv"), part.with_suffix(".settings.json")
     before = json.loads(record.read_text()) if record.exists() else "settings that are not known"
@@ -184,7 +177,7 @@ def is_finished(part: Path, settings: dict[str, Any]) -> bool:
 
 
 def write_rows(
-    part: Path, items: list[Item], sampling: Sampling, workers: int, settings: dict[str, Any]
+    part: Path, items: list[Item], sampling: Sampling, workers: int, settings: Settings
 ) -> list[Done]:
     """Write the rows of the items that no earlier run has done, and a line of the journal after each item."""
     part.mkdir(parents=True, exist_ok=True)
@@ -196,13 +189,13 @@ def write_rows(
             if not row.failure:
                 rows.write(b"\t".join([item.id.encode(), *row.frames]) + b"\n")
                 rows.flush()
-            done.append(Done(rows.tell(), len(row.frames), row.failure))
+            done.append((rows.tell(), len(row.frames), row.failure))
             journal.write(json.dumps(done[-1]) + "\n")
             journal.flush()
     return done
 
 
-def resume(part: Path, settings: dict[str, Any]) -> list[Done]:
+def resume(part: Path, settings: Settings) -> list[Done]:
     """What runs with the same settings have done, as far as both files have it; both are cut to that."""
     rows, journal = part / "img.tsv", part / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
@@ -212,27 +205,28 @@ def resume(part: Path, settings: dict[str, Any]) -> list[Done]:
         entries = []
     rows.touch()
     size = rows.stat().st_size
-    done = [Done(*entry) for entry in entries if entry[0] <= size]
-    os.truncate(rows, done[-1].end if done else 0)
+    done: list[Done] = [(end, frames, failure) for end, frames, failure in entries if end <= size]
+    os.truncate(rows, done[-1][0] if done else 0)
     journal.write_text("".join(json.dumps(entry) + "\n" for entry in [settings, *done]))
     return done
 
 
-def finish(part: Path, items: list[Item], done: list[Done], settings: dict[str, Any]) -> None:
+def finish(part: Path, items: list[Item], done: list[Done], settings: Settings) -> None:
     """Write what goes with the rows, then move all of it to its place."""
     from tsv import write_lineidx  # imports torch: not for the processes that decode
 
-    captions, linelist, failures, images = [], [], [], True
-    for item, entry in zip(items, done, strict=True):
-        if entry.failure:
-            failures.append(f"{item.id}\t{item.path}\t{entry.failure}\n")
+    images = True
+    texts: dict[str, list[str]] = {"failures.tsv": [], "caption.tsv": [], "linelist.tsv": []}
+    failures, captions, linelist = texts.values()
+    for item, (_, frames, failure) in zip(items, done, strict=True):
+        if failure:
+            failures.append(f"{item.id}\t{item.path}\t{failure}\n")
         else:
             linelist += [f"{len(captions)}\t{number}\n" for number in range(len(item.captions))]
             captions.append(f"{item.id}\t{json.dumps([{'caption': text} for text in item.captions])}\n")
-            images &= item.kind != "video" and entry.frames == 1
+            images &= item.kind != "video" and frames == 1
     names = {"img": "img.tsv", "caption": "caption.tsv", "caption_linelist": "linelist.tsv"}
     corpus = {key: part.with_suffix(f".{ending}").name for key, ending in names.items()}
-    texts = {"failures.tsv": failures, "caption.tsv": captions, "linelist.tsv": linelist}
     texts["yaml"] = [yaml.safe_dump(corpus | ({"image": True} if images else {}), sort_keys=False)]
     texts["settings.json"] = [json.dumps(settings) + "\n"]
     for ending, lines in texts.items():
@@ -270,9 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("source", type=Path, help="a folder; a CSV of `video` or `image`, and `caption`; or a frames TSV")
     add("--captions", type=Path, help="for a folder or TSV: a JSON {id: [captions]}, or a CSV as above")

@@ -1,0 +1,25 @@
+# make demo   pre-train on a generated world of videos, on a laptop, and show what was learnt
+# make test   run the tests
+# make lint   check style and types
+# Each makes .venv first when there is none or the requirements changed.
+
+PYTHON ?= python3
+READY := .venv/.ready
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	.venv/bin/python _tools/run_demo.py
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+$(READY): requirements.txt requirements-dev.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
