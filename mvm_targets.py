@@ -97,15 +97,21 @@ class PictureTarget(Target):
         self.heads = {self.head_name: self.head}
 
     def loss(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> Mean:
-        """Sum of the absolute errors / (masked values + 1e-5) / channels: see `Target.loss`."""
-        patch_mask = patch_mask.bool()
-        tokens = patch_tokens(visual, patch_mask.shape[1:])[patch_mask]
-        with torch.no_grad():
-            p = self.patch_size
-            target = rearrange(self.target(frames), "b t c (h p) (w q) -> b t h w c p q", p=p, q=p)[
-                patch_mask
-            ]
-        error = (self.head(tokens).float() - target).abs()
+        """See `Target.loss` and `error`."""
+        tokens = patch_tokens(visual, patch_mask.shape[1:])[patch_mask.bool()]
+        return self.error(self.head(tokens), self.hidden_patches(frames, patch_mask))
+
+    @torch.no_grad()
+    def hidden_patches(self, frames: Tensor, patch_mask: Tensor) -> Tensor:
+        """The target at the masked patches: (M, C, p, p)."""
+        patches = rearrange(
+            self.target(frames), "b t c (h p) (w q) -> b t h w c p q", p=self.patch_size, q=self.patch_size
+        )
+        return patches[patch_mask.bool()]
+
+    def error(self, predicted: Tensor, target: Tensor) -> Mean:
+        """Patches (M, C, p, p): sum of the absolute errors / (values + 1e-5) / C."""
+        error = (predicted.float() - target).abs()
         # the published normalisation divides by the channels twice
         return Mean(error.sum(), self.channels * (error.new_tensor(error.numel()) + 1e-5))
 

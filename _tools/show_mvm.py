@@ -52,7 +52,7 @@ def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, tuple[
 
 
 def to_pixels(picture: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Normalised RGB (..., 3, H, W), or grey from `low` to `high` (..., 1, H, W) -> (..., H, W, 3) in [0, 1]."""
+    """Normalised RGB (..., 3, H, W), or one channel as grey -> (..., H, W, 3) in [0, 1]."""
     if picture.shape[-3] == 3:
         picture = picture * STD + MEAN
     else:
