@@ -6,7 +6,6 @@ import difflib
 import json
 import logging
 import os
-import pickle
 import random
 import re
 import sys
@@ -416,59 +415,3 @@ def start_log(world: World, folder: Path | None = None) -> None:
         handler.setFormatter(layout)
     log.handlers, log.propagate = handlers, False
     log.setLevel(logging.INFO)
-
-
-# ----------------------------------------------------------------------------------------------- weights
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, and nothing else: no code in the file is run.
-
-    Takes a flat state dict or one under "state_dict" or "model"; strips DistributedDataParallel's
-    `module.`. Raises `UserError` for a file that is missing or holds anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; _snapshot/README.md says where weights are published.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no tensors: it is not a state dict.")
-    return tensors
-
-
-def load_tensors(
-    module: torch.nn.Module, tensors: dict[str, Tensor], source: str, may_lack: Iterable[str] = ()
-) -> None:
-    """Copy `tensors` into `module`; the log names what was not used.
-
-    Raises `UserError` naming keys that are missing (beyond `may_lack`) or of another shape.
-    """
-    wanted = module.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys() - set(may_lack))
-    if missing:
-        raise UserError(f"{source} lacks {summary(missing)}.")
-    shared = wanted.keys() & tensors.keys()
-    wrong = [
-        f"{k} {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
-        for k in sorted(shared)
-        if tensors[k].shape != wanted[k].shape
-    ]
-    if wrong:
-        raise UserError(f"{source} has {summary(wrong)}: its weights are those of another size.")
-    unused = sorted(tensors.keys() - wanted.keys())
-    if unused:
-        log.info("%s: not used: %s", source, summary(unused))
-    module.load_state_dict({k: tensors[k] for k in shared}, strict=False)
-
-
-def summary(names: Sequence[str], most: int = 5) -> str:
-    """The first few of `names`, and how many there are beyond."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

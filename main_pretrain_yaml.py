@@ -15,10 +15,11 @@ from typing import Any
 from torch import Generator
 
 from agent import Agent
+from checkpoint import load_checkpoint
 from dataset import Tokens, pretrain_loader
 from lib import Config, UserError, distributed, load_config
 from masking import mask_batch
-from model import Batch, Output, PretrainModel, load_checkpoint
+from model import Batch, Output, PretrainModel
 
 
 def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from lib import Config, Mean, UserError, load_tensors, log, read_tensors, summary
+from lib import Config, Mean, UserError
 from mvm_targets import make_targets
 from video_swin import SIZES, Size, VideoSwin, attention, load_backbone, weights_path
 
@@ -457,19 +457,3 @@ def read_bert(name: str) -> BertForMaskedLM:
             f"BERT {name!r} has no weights ({str(error).splitlines()[0]}); to train without, set "
             "txt_backbone_rand_init and fusion_encoder_rand_init."
         ) from error
-
-
-def load_checkpoint(model: nn.Module, path: str) -> None:
-    """Load a checkpoint of VIOLET's published layout, or ours, into a task's model.
-
-    Heads that the file lacks keep their start and are named in the log; a missing part of an encoder or
-    of the cross-modal transformer is an error.
-    """
-    backbone = ("enc_img.", "enc_txt.", "trsfr.")
-    tensors = read_tensors(path)
-    wanted = model.state_dict()
-    heads = {key for key in wanted if not key.startswith(backbone)}
-    index = {key for key in wanted if key.endswith("relative_position_index")}
-    load_tensors(model, tensors, source=path, may_lack=heads | index)
-    fresh = sorted(heads - tensors.keys())
-    log.info("checkpoint: %s%s", path, f"; starting anew: {summary(fresh)}" if fresh else "")

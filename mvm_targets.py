@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -168,26 +168,26 @@ def cell_histograms(frames: Tensor, orientations: int, cell: int) -> Tensor:
     # differences over two pixels; the outermost ones have none
     down = F.pad(frames[..., 2:, :] - frames[..., :-2, :], (0, 0, 1, 1))
     right = F.pad(frames[..., :, 2:] - frames[..., :, :-2], (1, 1))
-    magnitude = torch.hypot(down, right)
-    strongest = magnitude.argmax(dim=-3, keepdim=True)
-    down, right, magnitude = (x.gather(-3, strongest).squeeze(-3) for x in (down, right, magnitude))
+    down, right, magnitude = strongest_channel(down, right, torch.hypot(down, right))
     angle = torch.rad2deg(torch.atan2(down, right)) % 180
     # an angle that rounding took to 180 itself lies in no bin, as in scikit-image
-    bins = (angle * (orientations / 180)).long()
-    magnitude = magnitude * (bins < orientations)
-    bins = bins.clamp(max=orientations - 1)
+    bins = (angle * (orientations / 180)).floor()
     rows, columns = (size // cell for size in frames.shape[-2:])
-    bins, magnitude = (
-        rearrange(
-            x[..., : rows * cell, : columns * cell],
-            "... (h i) (w j) -> ... h w (i j)",
-            i=cell,
-            j=cell,
-        )
-        for x in (bins, magnitude)
-    )
-    histogram = magnitude.new_zeros(*magnitude.shape[:-1], orientations)
-    return histogram.scatter_add_(-1, bins, magnitude) / cell**2
+    histogram = []
+    for orientation in range(orientations):
+        votes = (magnitude * (bins == orientation))[..., : rows * cell, : columns * cell]
+        histogram.append(reduce(votes, "... (h i) (w j) -> ... h w", "mean", i=cell, j=cell))
+    return torch.stack(histogram, dim=-1)
+
+
+def strongest_channel(down: Tensor, right: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (..., C, H, W) -> those of the first channel with the largest magnitude: (..., H, W)."""
+    best = tuple(x[..., 0, :, :] for x in (down, right, magnitude))
+    for channel in range(1, magnitude.shape[-3]):
+        other = tuple(x[..., channel, :, :] for x in (down, right, magnitude))
+        larger = other[2] > best[2]
+        best = tuple(torch.where(larger, new, old) for new, old in zip(other, best, strict=True))
+    return best  # type: ignore[return-value]
 
 
 @functools.cache

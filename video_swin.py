@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from lib import UserError, load_tensors, log, read_tensors
+from checkpoint import load_tensors, read_tensors
+from lib import UserError, log
 
 Dims = tuple[int, int, int]  # time, height, width
 

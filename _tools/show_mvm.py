@@ -20,10 +20,11 @@ from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from agent import seeded, to_device
+from checkpoint import load_checkpoint
 from dataset import MEAN, STD, PretrainCorpus, Tokens, Transform
 from lib import Config, UserError, atomic_path, choose_device, load_config
 from masking import mask_batch
-from model import PretrainModel, load_checkpoint
+from model import PretrainModel
 
 
 def read_batch(config: Config, tokens: Tokens, yaml: str, rows: int, seed: int) -> dict[str, Any]:

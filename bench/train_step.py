@@ -82,7 +82,7 @@ def main() -> None:
         loss.item()
         seconds.append(time.perf_counter() - start)
     print(
-        f"{options.amp:>4} checkpoint {'on' if options.use_checkpoint else 'off'}: {min(seconds):.1f} s a step, "
+        f"{options.amp:>4} checkpoint {options.use_checkpoint!s:>5}: {min(seconds):.1f} s a step, "
         f"{peak_memory(device):.2f} GiB at most; matrix ceiling {ceiling / 1e9:.0f} GFLOP/s"
     )
 

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
+from checkpoint import load_checkpoint
 from lib import Config, UserError
 from masking import SpecialTokens, mask_batch
-from model import PretrainModel, bert_config, load_checkpoint, read_bert
+from model import PretrainModel, bert_config, read_bert
 from mvm_targets import TARGETS, hog_picture, make_targets
 
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
