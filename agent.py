@@ -65,7 +65,7 @@ def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
     """Each mean over the samples of every process, in one collective call; without gradients."""
     if not means:
         return {}
-    flat = torch.stack([torch.stack([m.total.detach().double(), m.count.double()]) for m in means.values()])
+    flat = torch.stack([torch.stack([m.total.detach().float(), m.count.float()]) for m in means.values()])
     return {name: Mean(*pair) for name, pair in zip(means, world.sum(flat), strict=True)}
 
 
@@ -218,7 +218,8 @@ class Agent:
         self.total *= config.size_epoch > 0
         self.recorder = Recorder(self.folder, self.world, self.total)
         figures: dict[str, float] = {}
-        with logging_redirect_tqdm([log]), contextlib.closing(self.recorder):
+        loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
+        with logging_redirect_tqdm(loggers), contextlib.closing(self.recorder):
             if val and (config.eval_start or not self.total):
                 figures = self.evaluate(val, epoch=0)
             epoch = 0

@@ -402,10 +402,13 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
     corpora = {
         name: PretrainCorpus(path, name, tokens, transform, config.size_frame) for name, path in paths.items()
     }
-    empty = [str(corpus.path) for corpus in corpora.values() if not len(corpus)]
-    if empty or not corpora:
-        key = "train_yaml" if train else "val_yaml"
-        raise UserError(f"{key}: {', '.join(empty) or 'no corpus'} has no pairs.")
+    if not corpora:
+        raise UserError(
+            f"{'train_yaml' if train else 'val_yaml'} names no corpus: a config gives it, see _args/."
+        )
+    for corpus in corpora.values():
+        if not len(corpus):
+            raise UserError(f"{corpus.path} has no pairs.")
     image_batch = min(IMAGE_BATCH, config.size_batch * config.size_frame)
     batch_sizes = {name: image_batch if c.is_image else config.size_batch for name, c in corpora.items()}
     batches = Batches(

@@ -112,7 +112,7 @@ def mask_batch(
     generator: Generator,
     attention: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W) and `txt` (B, X).
+    """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W), `txt` (B, X), `valid` (B,).
 
     Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
     (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS] and every hidden position, which is
@@ -131,6 +131,7 @@ def mask_batch(
         hidden_patches, hidden_words = split_positions(drawn, grid)
         patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
         words = torch.where(attended[:, None], hidden_words, words)
+    patches &= batch["valid"].cpu()[:, None, None, None]  # there is nothing to see in a blank
     added = {
         "masked_txt": txt.masked_fill(words, special.mask),
         "ans_mlm": txt.masked_fill(~words, -1),

@@ -7,14 +7,14 @@ M the number of masked patches of a batch.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import Mean, UserError, lookup
+from lib import Mean, UserError
 
 TARGETS: dict[str, type["Target"]] = {}
 
@@ -57,9 +57,12 @@ class Target(ABC):
         """visual: (B, T(1+hw), D); grid: (T, h, w) -> the prediction at every patch, shaped as `target`."""
 
 
-def make_targets(names: Iterable[str], hidden_size: int, patch_size: int = 32) -> dict[str, Target]:
-    """The targets of these names, in their order."""
-    return {name: TARGETS[lookup(TARGETS, name, "mvm_target")](hidden_size, patch_size) for name in names}
+def make_targets(names: Sequence[str], hidden_size: int, patch_size: int = 32) -> dict[str, Target]:
+    """The targets of these names, in their order; raises `UserError` for one that has no class."""
+    missing = [name for name in names if name not in TARGETS]
+    if missing:
+        raise UserError(f"mvm_target {', '.join(missing)} is not built; there are {', '.join(TARGETS)}.")
+    return {name: TARGETS[name](hidden_size, patch_size) for name in names}
 
 
 def patch_tokens(visual: Tensor, grid: Sequence[int]) -> Tensor:

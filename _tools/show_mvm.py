@@ -32,7 +32,7 @@ def read_batch(config: Config, tokens: Tokens, yaml: str, rows: int, seed: int) 
     transform = Transform(config.img_transform, config.size_img)
     corpus = PretrainCorpus(yaml, Path(yaml).stem, tokens, transform, config.size_frame)
     samples = [corpus.read(i, None) for i in range(min(rows, len(corpus)))]
-    batch = default_collate(samples)
+    batch = default_collate([{**sample, "valid": True} for sample in samples])
     masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
     return mask_batch(batch, masks, config.p_mask, tokens.special, config.size_patch, seeded(seed))
 

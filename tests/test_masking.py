@@ -30,7 +30,8 @@ def generator(seed: int = 0) -> Generator:
 def make_batch(size: int = 6, frames: int = 4, pixels: int = 64, length: int = 10) -> dict:
     txt = torch.randint(5, 50, (size, length))
     txt[:, 0], txt[:, 6], txt[:, 7:], txt[0, 3] = 2, 3, 0, 4
-    return {"img": torch.randn(size, frames, 3, pixels, pixels), "txt": txt}
+    valid = torch.ones(size, dtype=torch.bool)
+    return {"img": torch.randn(size, frames, 3, pixels, pixels), "txt": txt, "valid": valid}
 
 
 @pytest.mark.parametrize("p", [0.0, 0.15, 0.5, 1.0])
@@ -139,6 +140,13 @@ def test_batch_keeps_the_originals_and_names_the_answers():
     assert torch.equal(masked["ans_mlm"][hidden], batch["txt"][hidden])
     assert torch.equal(masked["img"], batch["img"])
     assert masked["mvm_mask"].shape == (6, 4, 2, 2)
+
+
+def test_nothing_is_hidden_of_a_blank():
+    batch = make_batch()
+    batch["valid"][2] = False
+    patches = mask_batch(batch, ["rm"], 1.0, SPECIAL, 32, generator())["mvm_mask"].flatten(1)
+    assert patches.all(1).tolist() == batch["valid"].tolist()
 
 
 def test_same_generator_same_masks():
