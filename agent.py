@@ -260,6 +260,7 @@ class Agent:
         steps = []
         for number, batch in enumerate(batches):
             generator = seeded(self.config.seed, self.world.rank, self.step, number)
+            torch.manual_seed(generator.initial_seed())  # dropout too follows from the step alone
             batch = self.prepare(to_device(batch, self.world.device), generator)
             steps.append(self.backward(batch, share=1 / len(batches), last=number + 1 == len(batches)))
         self.scaler.unscale_(self.optimizer)

@@ -37,7 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not exist; _snapshot/README.md says where weights are published.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint of tensors: {error}") from error
     content = content if isinstance(content, dict) else {}
     for key in ("state_dict", "model"):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as image
 from transformers import AutoTokenizer
 
@@ -177,7 +177,9 @@ class PretrainCorpus:
 
     def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
         """The paths under a key: beside the YAML, or as they are."""
-        names = content[key] if composite and isinstance(content[key], list) else [content[key]]
+        names = content[key] if isinstance(content[key], list) else [content[key]]
+        if len(names) > 1 and not composite:
+            raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
         beside = [self.path.parent / name for name in names]
         return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
 
@@ -210,7 +212,8 @@ class PretrainCorpus:
             caption = self._caption(source, row, number, name)
             img = self._frames(fields, random)
         except BadRow as error:
-            raise BadRow(f"{self.images[source].path} row {row} ({name}): {error}") from error
+            where = f"{self.images[source].path} row {row} ({name})"
+            raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
         return {"img": img, "txt": txt, "mask": mask, "id": name}
 
@@ -233,7 +236,7 @@ class PretrainCorpus:
         start = 1 if len(fields) > 1 and fields[1].startswith(b"/9j/") else 2
         stored = fields[start:] or fields[1:]
         if not stored:
-            raise BadRow("it has no frames; rebuild it with _tools/make_tsv.py")
+            raise BadRow("it has no frames")
         if random is None:
             picked = even_frames(len(stored), self.size_frame)
         else:
@@ -263,7 +266,7 @@ class Mixture(Dataset[dict[str, Any]]):
         self.corpora, self.seed, self.train = dict(corpora), seed, train
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The sample, its `corpus`, `valid` and `bad` (why a row was not read, else ""); see `substitute`."""
+        """The sample and its `corpus`, `index`, `valid` and `bad`: why its row was not read, or ""."""
         corpus = self.corpora[draw.corpus]
         source = list(self.corpora).index(draw.corpus)
         random = np.random.default_rng([self.seed, source, draw.epoch, draw.index]) if self.train else None
@@ -272,12 +275,11 @@ class Mixture(Dataset[dict[str, Any]]):
             sample = corpus.read(draw.index, random)
         except BadRow as error:
             reason = str(error)
-            sample = self.substitute(corpus, random, reason)
-        return {**sample, "corpus": draw.corpus, "valid": random is not None or not reason, "bad": reason}
+            sample = self.substitute(corpus, random)
+        valid = not reason or bool(sample["id"])  # a blank has no id
+        return {**sample, "corpus": draw.corpus, "index": draw.index, "valid": valid, "bad": reason}
 
-    def substitute(
-        self, corpus: PretrainCorpus, random: np.random.Generator | None, reason: str
-    ) -> dict[str, Any]:
+    def substitute(self, corpus: PretrainCorpus, random: np.random.Generator | None) -> dict[str, Any]:
         """For a row that cannot be read: in training another one, in evaluation a blank."""
         if random is None:
             return corpus.blank()
@@ -286,7 +288,7 @@ class Mixture(Dataset[dict[str, Any]]):
                 return corpus.read(int(random.integers(len(corpus))), random)
             except BadRow:
                 continue  # it is reported when its own turn comes
-        raise BadRow(f"{corpus.path}: 100 rows in a row cannot be read, the first: {reason}")
+        return corpus.blank()  # with so many bad rows the run stops at this batch
 
 
 # -------------------------------------------------------------------------------------------- batches
@@ -357,12 +359,12 @@ class Loader:
         self, dataset: Mixture, batches: Batches, n_workers: int, max_bad_ratio: float, pin: bool = False
     ) -> None:
         self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
-        self.bad: dict[str, None] = {}  # reasons, in the order of their coming
+        self.bad: dict[tuple[str, int], str] = {}  # (corpus, pair) -> reason, of this process's batches
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=n_workers,
-            collate_fn=collate,
+            generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,
             persistent_workers=n_workers > 0,
         )
@@ -373,26 +375,27 @@ class Loader:
     def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
         """The batches of an epoch; raises `UserError` when too many rows are bad."""
         self.batches.epoch = epoch
+        known = len(self.bad)
         for batch in self.loader:
-            self._count(batch.pop("bad"))
+            for corpus, index, reason in zip(
+                batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True
+            ):
+                if reason and (corpus, index) not in self.bad:
+                    self.bad[corpus, index] = reason
+                    log.warning("bad row: %s", reason)
+                    self._stop_at_too_many()
             yield batch
+        if len(self.bad) > known:
+            log.warning("%d rows so far could not be read", len(self.bad))
 
-    def _count(self, reasons: Sequence[str]) -> None:
-        for reason in reasons:
-            if reason and reason not in self.bad:
-                self.bad[reason] = None
-                log.warning("bad row: %s", reason)
-        share = len(self.bad) * self.batches.processes / sum(self.batches.sizes.values())
+    def _stop_at_too_many(self) -> None:
+        """Each process counts the rows that it has met: never more than there are."""
+        share = len(self.bad) / sum(self.batches.sizes.values())
         if share > self.max_bad_ratio:
             raise UserError(
                 f"{len(self.bad)} bad rows are {share:.1%} of the data, more than max_bad_ratio "
-                f"{self.max_bad_ratio:.1%}:\n" + "\n".join(self.bad)
+                f"{self.max_bad_ratio:.1%}:\n" + "\n".join(self.bad.values())
             )
-
-
-def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Samples -> a batch: tensors are stacked, names stay lists."""
-    return default_collate(list(samples))
 
 
 def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:

@@ -71,7 +71,7 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
     if name in known:
         return name
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UserError(f"{what} {name!r} is unknown{hint} Known: {', '.join(sorted(known))}.")
 
 
@@ -80,7 +80,7 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. The first five groups are the published keys; the defaults are those of pre-training."""
+    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training."""
 
     # -- what is run
     type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = "pretrain"
@@ -139,7 +139,7 @@ class Config:
     """frames of a clip"""
     size_txt: PositiveInt = 32
     """text tokens, [CLS] and [SEP] included"""
-    size_patch: PositiveInt = 32
+    size_patch: Literal[32] = 32
     """pixels a side of a patch: the stride of the video encoder"""
     max_size_frame: PositiveInt = 6
     """frames that the position embeddings provide for"""
@@ -233,11 +233,6 @@ class Config:
             raise UserError(f"size_img {self.size_img} needs more than max_size_patch {self.max_size_patch}.")
         if self.size_txt < 3:
             raise UserError(f"size_txt {self.size_txt} leaves no word between [CLS] and [SEP].")
-
-    @property
-    def grid(self) -> int:
-        """Patches a side of a frame: h = w."""
-        return self.size_img // self.size_patch
 
     def save(self, path: Path) -> None:
         """Write every key as JSON; `--config` reads it back."""
@@ -336,6 +331,9 @@ def distributed(config: Config) -> Iterator[World]:
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
         yield world
+    except BaseException as error:
+        log.error("stopped by %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+        raise
     finally:
         if size > 1:
             dist.destroy_process_group()
@@ -386,16 +384,18 @@ def _umask() -> int:
     return mask
 
 
-def make_stamp() -> str:
-    """The time, as run folders carry it."""
-    return time.strftime("%Y%m%d%H%M%S")
-
-
 def make_run_folder(config: Config, world: World) -> Path:
     """Make `path_output/_TASK_TIME` with the config in `args.json`; the log goes to its `log.txt` as well."""
-    stamp = world.gather(make_stamp())[0]
-    folder = Path(config.path_output) / f"_{config.task}_{stamp}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder: Path | None = None
+    while world.is_main and folder is None:
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        path = Path(config.path_output) / f"_{config.task}_{stamp}"
+        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
+            path.mkdir(parents=True)
+            folder = path
+        time.sleep(0 if folder else 0.2)
+    folder = world.gather(folder)[0]
+    assert folder is not None
     if world.is_main:
         config.save(folder / "args.json")
     start_log(world, folder)

@@ -170,7 +170,7 @@ class FusionEncoder(nn.Module):
         received = x.new_zeros(x.shape[:2])
         for layer in self.layer:
             received += cast(FusionLayer, layer).attention_map(x, mask).mean(dim=1).sum(dim=1)
-            x = layer(x, mask)
+            x = layer(x, mask) if layer is not self.layer[-1] else x
         return received
 
 
@@ -275,10 +275,14 @@ class Violet(nn.Module):
 
     @torch.no_grad()
     def attention_received(self, img: Tensor, txt: Tensor, txt_mask: Tensor) -> Tensor:
-        """(B, V+X): the attention that each position receives, for attended masking."""
+        """(B, V+X): the attention that each position receives, without dropout, for attended masking."""
+        training = self.training
+        self.eval()
         video, text = self.encode(img, txt, txt_mask)
         mask = visible(txt_mask, video.shape[1])
-        return self.trsfr.attention_received(torch.cat([video, text], dim=1), mask)
+        received = self.trsfr.attention_received(torch.cat([video, text], dim=1), mask)
+        self.train(training)
+        return received
 
 
 class PretrainModel(Violet):
@@ -300,9 +304,13 @@ class PretrainModel(Violet):
         self.fc = matching_head(fusion)
         self.fc_mtm = MlmHead(text)
         self.targets = make_targets(targets, fusion.hidden_size, patch_size)
-        mvm_heads = {name: head for t in self.targets.values() for name, head in t.heads.items()}
-        for name, head in mvm_heads.items():
-            self.add_module(name, head)
+        mvm_heads: dict[str, nn.Module] = {}
+        for target in self.targets.values():
+            for name, head in target.heads.items():
+                if name in mvm_heads:  # Deviation 4: published, one head would silently replace the other
+                    raise ValueError(f"two of the targets {', '.join(targets)} have a head called {name}")
+                mvm_heads[name] = head
+                self.add_module(name, head)
         heads_of: dict[str, list[nn.Module]] = {
             "vtm": [self.fc],
             "mlm": [self.fc_mtm],

@@ -106,10 +106,11 @@ class PictureTarget(Target):
 
     @torch.no_grad()
     def hidden_patches(self, frames: Tensor, patch_mask: Tensor) -> Tensor:
-        """The target at the masked patches: (M, C, p, p)."""
-        patches = rearrange(
-            self.target(frames), "b t c (h p) (w q) -> b t h w c p q", p=self.patch_size, q=self.patch_size
-        )
+        """The target at the masked patches: (M, C, p, p), in float32 whatever the precision of the model."""
+        with torch.autocast(frames.device.type, enabled=False):
+            picture = self.target(frames.float())
+        p = self.patch_size
+        patches = rearrange(picture, "b t c (h p) (w q) -> b t h w c p q", p=p, q=p)
         return patches[patch_mask.bool()]
 
     def error(self, predicted: Tensor, target: Tensor) -> Mean:

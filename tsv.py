@@ -26,9 +26,7 @@ class Tsv:
         self.size = self.path.stat().st_size
         self.offsets = read_lineidx(self.path)
         self._map: mmap.mmap | None = None
-        if len(self.offsets) and not self._ends_with(int(self.offsets[-1])):
-            index = lineidx_path(self.path)
-            raise UserError(f"{index} does not fit {self.path}: delete it, it is built again when missing.")
+        self._check_end()
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -54,9 +52,16 @@ class Tsv:
         end = self.map.find(b"\n", start)
         return self.map[start : self.size if end < 0 else end].rstrip(b"\r").split(b"\t")
 
-    def _ends_with(self, start: int) -> bool:
-        """Whether the row at `start` is the file's last."""
-        return start < self.size and self.map.find(b"\n", start) in (-1, self.size - 1)
+    def _check_end(self) -> None:
+        """Raise `UserError` unless the index ends with the file's last row."""
+        last, index = int(self.offsets[-1]) if len(self) else self.size, lineidx_path(self.path)
+        if last > self.size or (last == self.size and len(self)):
+            raise UserError(
+                f"{self.path} ends at byte {self.size}, before its last row in {index}: it is cut off; fetch "
+                "or make it again. If it is the index that is old, delete that: it is built when missing."
+            )
+        if last < self.size and self.map.find(b"\n", last) not in (-1, self.size - 1):
+            raise UserError(f"{index} ends before {self.path} does: delete it, it is built when missing.")
 
 
 def lineidx_path(tsv: Path) -> Path:

@@ -24,7 +24,7 @@ SIDE = 96  # pixels; objects stay within the central square of this side, so eve
 MARGIN = 2  # pixels between an object and the edge of that square
 BLINK_FRAMES = 4  # shown and hidden in turn: 4 frames picked evenly, 4 or 5 apart, meet both
 FRAME_SIZES = ((SIDE, SIDE),) * 6 + ((128, SIDE), (SIDE, 128))  # (width, height), drawn with equal chances
-RADIUS = {"small": 10.0, "large": 17.0}  # pixels, of the circle around the object
+RADIUS = {"small": 12.0, "large": 20.0}  # pixels, of the circle around the object
 CAPTIONED_SETS = ("train", "val", "test")  # they share no description
 SETS = (*CAPTIONED_SETS, "names", "names_val")  # the last two show one object a clip
 
@@ -231,7 +231,7 @@ def choose_background(chance: random.Random) -> Background:
     """Two muted colours of different brightness in one of the textures."""
     brightness = chance.uniform(0.28, 0.45)
     colours = []
-    for value in (brightness, brightness + chance.uniform(0.1, 0.18)):
+    for value in (brightness, brightness + chance.uniform(0.06, 0.12)):
         red, green, blue = colorsys.hsv_to_rgb(chance.random(), chance.uniform(0.0, 0.28), value)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     chance.shuffle(colours)

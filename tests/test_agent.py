@@ -61,7 +61,7 @@ def run(monkeypatch, arguments: list[str]) -> Path:
     monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("*"))
-    monkeypatch.setattr("lib.make_stamp", lambda: f"{len(before)}")
+    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: f"{len(before)}")
     main()
     (folder,) = set(out.glob("*")) - before
     return folder

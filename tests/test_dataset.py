@@ -60,9 +60,9 @@ def test_wrong_indices_are_noticed(tmp_path):
     lineidx_path(path).write_text("0\n7\n12\n")
     with pytest.raises(BadRow, match=r"a\.tsv row 1: its offset 7"):
         Tsv(path)[1]
-    for wrong in ("0\n6\n", "0\n6\n12\n400\n"):  # of a shorter file, of a longer one
+    for wrong, message in [("0\n6\n", "ends before .* delete it"), ("0\n6\n12\n400\n", "it is cut off")]:
         lineidx_path(path).write_text(wrong)
-        with pytest.raises(UserError, match="delete it"):
+        with pytest.raises(UserError, match=message):
             Tsv(path)
     lineidx_path(path).write_text("zero")
     with pytest.raises(UserError, match="not a list of byte offsets"):
@@ -237,6 +237,25 @@ def test_too_many_bad_rows_stop_the_run_with_the_list(damaged, tokens, workers):
     with pytest.raises(UserError, match=r"8\.3% of the data.*max_bad_ratio 1\.0%:\n.*row 5 \(clips5\)"):
         for epoch in range(2):
             list(loader.epoch(epoch))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corpus_without_a_readable_row_stops_at_once(tmp_path, tokens, workers):
+    path = write_corpus(tmp_path, "clips")
+    (tmp_path / "clips.img.tsv").write_text("".join(f"clips{i}\n" for i in range(12)))
+    loader = make_loader({"clips": make_corpus(path, tokens)}, train=True, workers=workers, max_bad_ratio=0.2)
+    with pytest.raises(UserError, match="3 bad rows are 25"):
+        list(loader.epoch(0))
+
+
+def test_bad_rows_are_counted_alike_on_many_processes(damaged, tokens):
+    """After a few epochs every process has met the one bad row of 12."""
+    corpus = make_corpus(damaged("not base64"), tokens, frames=6)
+    for rank in range(3):
+        loader = make_loader({"clips": corpus}, train=True, max_bad_ratio=0.09, processes=3, rank=rank)
+        for epoch in range(12):
+            list(loader.epoch(epoch))
+        assert len(loader.bad) == 1
 
 
 def test_corpora_that_cannot_be_used_say_why(tmp_path, tokens):

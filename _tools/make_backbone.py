@@ -1,0 +1,162 @@
+"""Train the demo's miniature Video Swin to name what moves, its shape and its colour.
+
+    python _tools/make_backbone.py
+
+The real recipe starts from a Video Swin that was trained on Kinetics; this one takes its place in the demo
+and is saved in the same layout. It comes after
+
+    python _tools/make_demo.py
+    python _tools/make_tsv.py _data/demo/names.csv --output _data/demo --name names --frames 8
+    python _tools/make_tsv.py _data/demo/names_val.csv --output _data/demo --name names_val --frames 8
+
+In under a minute, to see that it runs: `python _tools/make_backbone.py --steps 20 --output /tmp/swin.pth`.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from demo_world import BEHAVIOURS, COLOURS, OUTLINES
+
+from agent import warmup_linear
+from dataset import MEAN, STD, Transform, decode_frame, even_frames, random_frames
+from lib import UserError, atomic_path, choose_device, seed_everything
+from tsv import Tsv
+from video_swin import SIZES, VideoSwin
+
+NAMES = {"behaviour": list(BEHAVIOURS), "shape": list(OUTLINES), "colour": list(COLOURS)}
+FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A set of clips with one object each, in memory."""
+
+    frames: Tensor  # (N, T, 3, S, S) uint8, all that are stored
+    labels: Tensor  # (N, 3): indices into NAMES
+
+
+def read_clips(data: Path, name: str, size: int) -> Clips:
+    """The frames of NAME.img.tsv and what NAME.scenes.jsonl says of them."""
+    scenes = {}
+    for line in (data / f"{name}.scenes.jsonl").read_text().splitlines():
+        scene = json.loads(line)
+        scenes[scene["id"]] = [known.index(scene["objects"][0][key]) for key, known in NAMES.items()]
+    tsv, transform = Tsv(data / f"{name}.img.tsv"), Transform(["img_center_crop"], size)
+    clips, labels = [], []
+    for row in tqdm(range(len(tsv)), f"reading {name}", unit="clip"):
+        identity, *stored = tsv[row]
+        frames = [
+            transform.crop(decode_frame(frame, i), np.array([0.5, 0.5])) for i, frame in enumerate(stored)
+        ]
+        clips.append(torch.stack(frames))
+        labels.append(scenes[identity.decode()])
+    if not clips:
+        raise UserError(f"{tsv.path} has no rows; make it with _tools/make_demo.py and _tools/make_tsv.py.")
+    return Clips(torch.stack(clips), torch.tensor(labels))
+
+
+class Namer(nn.Module):
+    """Mean-pooled features of a Video Swin, and a linear head for each thing to name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = VideoSwin(SIZES["demo"])
+        self.cls_head = nn.ModuleDict(
+            {key: nn.Linear(self.backbone.width, len(known)) for key, known in NAMES.items()}
+        )
+
+    def forward(self, frames: Tensor) -> dict[str, Tensor]:
+        """frames: (B, T, 3, S, S) uint8 -> logits (B, names) of each thing."""
+        frames = (frames.float() / 255 - MEAN.to(frames.device)) / STD.to(frames.device)
+        features = self.backbone(frames.transpose(1, 2)).mean(dim=(2, 3, 4))
+        return {key: head(features) for key, head in self.cls_head.items()}
+
+
+def train(model: Namer, clips: Clips, frames: int, steps: int, batch: int, lr: float, seed: int) -> None:
+    """`steps` of AdamW on clips of so many frames; on single pictures behaviour cannot be named."""
+    device = next(model.parameters()).device
+    random = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
+    keys = [key for key in NAMES if frames > 1 or key != "behaviour"]
+    bar = tqdm(range(steps), f"training on {frames} frame{'s' * (frames > 1)}", unit="step")
+    for step in bar:
+        rows = random.integers(len(clips.frames), size=batch)
+        picked = np.stack([random_frames(clips.frames.shape[1], frames, random) for _ in rows])
+        logits = model(clips.frames[rows[:, None], picked].to(device))
+        labels = clips.labels[rows].to(device)
+        loss = sum(
+            (F.cross_entropy(logits[k], labels[:, i]) for i, k in enumerate(NAMES) if k in keys),
+            torch.zeros(()),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup_linear(step, steps, warmup_ratio=0.1)
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.2f}")
+
+
+@torch.inference_mode()
+def accuracies(model: Namer, clips: Clips, frames: int = FRAMES) -> dict[str, float]:
+    """Share of the clips of which each thing is named right."""
+    device = next(model.parameters()).device
+    picked = torch.from_numpy(even_frames(clips.frames.shape[1], frames))
+    logits = [model(part[:, picked].to(device)) for part in clips.frames.split(100)]
+    named = {key: torch.cat([part[key] for part in logits]).argmax(dim=1).cpu() for key in NAMES}
+    return {key: float((named[key] == clips.labels[:, i]).float().mean()) for i, key in enumerate(NAMES)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read, train, save, tell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
+    parser.add_argument("--output", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
+    parser.add_argument("--steps", type=int, default=800, help="on clips, after twice as many on pictures")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--size_img", type=int, default=64, help="pixels a side")
+    parser.add_argument("--seed", type=int, default=88)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--overwrite", action="store_true", help="train again where the result is there")
+    options = parser.parse_args(arguments)
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("output", "overwrite", "device")
+    }
+    settings["data"] = (options.data / "demo.json").read_text()
+    note = options.output.with_suffix(".json")
+    if options.output.exists() and note.exists() and not options.overwrite:
+        known = json.loads(note.read_text())
+        if known["settings"] == settings:
+            print(f"{options.output}: there already; {known['result']}")
+            return
+    seed_everything(options.seed)
+    clips, held_out = (read_clips(options.data, name, options.size_img) for name in ("names", "names_val"))
+    model = Namer().to(choose_device(options.device))
+    # shapes take thousands of examples to learn, and a picture costs a quarter of a clip
+    train(model, clips, 1, 2 * options.steps, options.batch, options.lr, options.seed)
+    train(model, clips, FRAMES, options.steps, options.batch, options.lr, options.seed + 1)
+    scores = accuracies(model.eval(), held_out)
+    result = ", ".join(
+        f"{key} {score:.2f} (chance {1 / len(NAMES[key]):.2f})" for key, score in scores.items()
+    )
+    with atomic_path(options.output) as temporary:
+        torch.save({"state_dict": {key: value.cpu() for key, value in model.state_dict().items()}}, temporary)
+    with atomic_path(note) as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "result": result}))
+    print(f"{options.output}: named right of {len(held_out.frames)} unseen clips: {result}")
+
+
+if __name__ == "__main__":
+    main()
