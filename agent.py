@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,8 +77,9 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
 
 def peak_memory(device: torch.device) -> float:
     """GiB that this process has used at most: of the accelerator's memory, or on a CPU of its own."""
-    if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device.type in ("cpu", "mps"):
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return torch.accelerator.max_memory_allocated(device) / 2**30
 
 
@@ -206,16 +208,17 @@ class Agent:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
         self.folder = make_run_folder(config, world)
-        self.step = 0
+        self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
 
-    def fit(self, train: Loader, val: Loader | None) -> dict[str, float]:
+    def fit(self, train: Loader | None, val: Loader | None) -> dict[str, float]:
         """Train for `max_steps` steps, or else `size_epoch` epochs, evaluating and saving after each epoch.
 
-        Returns the figures of the last evaluation. `size_epoch` 0 evaluates only.
+        Returns the figures of the last evaluation. Without `train` it evaluates only.
         """
         config = self.config
-        self.total = config.max_steps or config.size_epoch * math.ceil(len(train) / config.accumulate)
-        self.total *= config.size_epoch > 0
+        if train is not None:
+            steps = math.ceil(len(train) / config.accumulate)
+            self.total = config.max_steps or config.size_epoch * steps
         self.recorder = Recorder(self.folder, self.world, self.total)
         figures: dict[str, float] = {}
         loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
@@ -223,7 +226,7 @@ class Agent:
             if val and (config.eval_start or not self.total):
                 figures = self.evaluate(val, epoch=0)
             epoch = 0
-            while self.step < self.total:
+            while train is not None and self.step < self.total:
                 epoch += 1
                 self.train_epoch(train, epoch)
                 if val:
@@ -261,7 +264,8 @@ class Agent:
         for number, batch in enumerate(batches):
             generator = seeded(self.config.seed, self.world.rank, self.step, number)
             torch.manual_seed(generator.initial_seed())  # dropout too follows from the step alone
-            batch = self.prepare(to_device(batch, self.world.device), generator)
+            with self.autocast():
+                batch = self.prepare(to_device(batch, self.world.device), generator)
             steps.append(self.backward(batch, share=1 / len(batches), last=number + 1 == len(batches)))
         self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm:
@@ -308,8 +312,8 @@ class Agent:
             tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
-            batch = self.prepare(to_device(batch, self.world.device), seeded(self.config.seed, place))
             with self.autocast():
+                batch = self.prepare(to_device(batch, self.world.device), seeded(self.config.seed, place))
                 output: Output = self.model(batch)
             averages.add(output)
             if len(loader.batches.sizes) > 1:

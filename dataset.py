@@ -10,6 +10,7 @@ import binascii
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not s
 
 # of published files the pixels count, not what their EXIF data say of their orientation
 DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, whole or damaged
 JPEG_START = b"\xff\xd8"
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
@@ -232,9 +234,9 @@ class PretrainCorpus:
 
     def _frames(self, fields: Sequence[bytes], random: np.random.Generator | None) -> Tensor:
         """Only the picked frames are decoded."""
-        # some published files have one more field before the frames; base64 of a JPEG starts with /9j/
-        start = 1 if len(fields) > 1 and fields[1].startswith(b"/9j/") else 2
-        stored = fields[start:] or fields[1:]
+        # some published files have one more field before the frames, which is no base64
+        extra = len(fields) > 2 and not BASE64.match(fields[1])
+        stored = fields[2:] if extra else fields[1:]
         if not stored:
             raise BadRow("it has no frames")
         if random is None:
@@ -299,8 +301,9 @@ class Batches(Sampler[list[Draw]]):
 
     Training: each corpus is shuffled anew every epoch and the corpora's batches are mixed in random
     order, so each comes in proportion to its size; what does not fill a batch on every process is left
-    for the next epoch. Evaluation: every sample once, in order; batch k is the same whatever the number
-    of processes, and process r takes the batches r, r + n, ...
+    for the next epoch. Evaluation: every sample once, in order, in batches of nearly even size (a batch is
+    also where video-text matching finds its other texts); batch k is the same whatever the number of
+    processes, and process r takes the batches r, r + n, ...
     """
 
     def __init__(
@@ -346,9 +349,8 @@ class Batches(Sampler[list[Draw]]):
         """This process's share of all batches."""
         batches = []
         for name, size in self.sizes.items():
-            for start in range(0, size, self.batch_sizes[name]):
-                stop = min(size, start + self.batch_sizes[name])
-                batches.append([Draw(name, 0, index) for index in range(start, stop)])
+            parts = np.array_split(np.arange(size), math.ceil(size / self.batch_sizes[name]))
+            batches += [[Draw(name, 0, index) for index in part.tolist()] for part in parts]
         return batches[self.rank :: self.processes]
 
 

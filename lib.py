@@ -323,6 +323,8 @@ def distributed(config: Config) -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
     if device.type != "cpu":
+        if not torch.accelerator.is_available():
+            raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
         torch.accelerator.set_device_index(device.index or 0)
     if size > 1:
         dist.init_process_group(dist.get_default_backend_for_device(device))
@@ -332,7 +334,7 @@ def distributed(config: Config) -> Iterator[World]:
     try:
         yield world
     except BaseException as error:
-        log.error("stopped by %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
         raise
     finally:
         if size > 1:
@@ -344,10 +346,21 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = accelerator.type if accelerator else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is unknown: auto, cpu, cuda, cuda:1, mps and so on.") from error
     if device.type != "cpu" and device.index is None:
         device = torch.device(device.type, local_rank)
     return device
+
+
+def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
+    """Say of these keys, which a script does not read, that what was set has no effect."""
+    default = Config(type=config.type)
+    changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
+    if changed:
+        log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
 
 
 def seed_everything(seed: int) -> None:
@@ -414,4 +427,4 @@ def start_log(world: World, folder: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(layout)
     log.handlers, log.propagate = handlers, False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)

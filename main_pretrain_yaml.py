@@ -17,9 +17,13 @@ from torch import Generator
 from agent import Agent
 from checkpoint import load_checkpoint
 from dataset import Tokens, pretrain_loader
-from lib import Config, UserError, distributed, load_config
+from lib import Config, UserError, distributed, load_config, warn_of_unread
 from masking import mask_batch
 from model import Batch, Output, PretrainModel
+
+# keys of the other tasks' configs, which mean nothing here
+UNREAD = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt", "enable_task_token", "mask_pos")
+UNREAD += ("multi_clip_testing", "deepspeed")
 
 
 def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:
@@ -57,9 +61,11 @@ def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str,
     return rows
 
 
-def check_vocabulary(model: PretrainModel, tokens: Tokens) -> None:
-    """Raise `UserError` if the tokenizer knows tokens that the text encoder has no embedding for."""
-    known = model.enc_txt.vocabulary
+def check_tokens(model: PretrainModel, tokens: Tokens) -> None:
+    """Raise `UserError` if the text encoder has no embedding for some token or position."""
+    known, most = model.enc_txt.vocabulary, model.enc_txt.positions
+    if tokens.size > most:
+        raise UserError(f"size_txt {tokens.size} is more than the {most} positions of txt_backbone.")
     if len(tokens.tokenizer) > known:
         raise UserError(
             f"the tokenizer has {len(tokens.tokenizer)} words, txt_backbone {known}: set tokenizer."
@@ -70,11 +76,14 @@ def main() -> None:
     """One run of pre-training."""
     config = load_config("pretrain")
     with distributed(config) as world:
+        warn_of_unread(config, UNREAD)
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
-        train = pretrain_loader(config, world, tokens, train=True)
+        if not config.size_epoch and not config.val_yaml:
+            raise UserError("size_epoch 0 evaluates only, and val_yaml names nothing to evaluate on.")
+        train = pretrain_loader(config, world, tokens, train=True) if config.size_epoch else None
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
         model = PretrainModel.from_config(config)
-        check_vocabulary(model, tokens)
+        check_tokens(model, tokens)
         if config.path_ckpt:
             load_checkpoint(model, config.path_ckpt)
         agent = Agent(

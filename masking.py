@@ -34,8 +34,8 @@ def random_mask(batch: int, grid: Grid, p: float, generator: Generator) -> Tenso
 def block_mask(batch: int, grid: Grid, generator: Generator) -> Tensor:
     """`bm`: T boxes per clip, each at a random place -> bool (B, T, h, w).
 
-    A box lasts 1 to T-1 frames and is 1 to 2h/3 - 1 patches high, 1 to 2w/3 - 1 wide (fractions are
-    dropped); one frame or patch where that leaves none.
+    A box lasts 1 to T-1 frames and is 1 to int(2h/3) - 1 patches high, 1 to int(2w/3) - 1 wide: at most 3 of
+    7. Where that leaves nothing, at small h, w and T, it is one (Deviation 11).
     """
     frames, height, width = grid
     boxes = torch.ones(batch, frames, *grid, dtype=torch.bool)

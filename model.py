@@ -80,7 +80,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, bert: BertConfig, embed_only: bool = True) -> None:
         super().__init__()
-        self.embed_only, self.vocabulary = embed_only, bert.vocab_size
+        self.embed_only = embed_only
+        self.vocabulary, self.positions = bert.vocab_size, bert.max_position_embeddings
         self.emb_txt = BertEmbeddings(bert) if embed_only else BertModel(bert, add_pooling_layer=False)
 
     def forward(self, txt: Tensor, mask: Tensor) -> Tensor:
@@ -322,7 +323,7 @@ class PretrainModel(Violet):
 
     @classmethod
     def from_config(cls, config: Config) -> "PretrainModel":
-        """Built as `config` says, its encoders with their published weights."""
+        """Built as `config` says; its encoders have their published weights unless a checkpoint follows."""
         fusion, text = bert_config(config.fusion_encoder), bert_config(config.txt_backbone)
         if fusion.hidden_size != text.hidden_size:
             raise UserError(
@@ -342,7 +343,8 @@ class PretrainModel(Violet):
             embed_only=config.txt_backbone_embed_only,
             use_checkpoint=config.use_checkpoint,
         )
-        load_encoders(model, config)
+        if not config.path_ckpt:  # a checkpoint holds all that these would give
+            load_encoders(model, config)
         return model
 
     def forward(self, batch: Batch) -> Output:

@@ -5,10 +5,11 @@
 The config is the `args.json` beside the checkpoint (`--config` names another). The rows are the first of
 its `val_yaml`; `--yaml` names another corpus. In under a minute on a laptop, after `make demo`:
 
-    python _tools/show_mvm.py --checkpoint _snapshot/demo/pretrain.pt --config _args/demo-pretrain.json
+    python _tools/show_mvm.py --checkpoint _snapshot/demo/_pretrain_TIME/ckpt_violet_pretrain_1.pt --rows 1
 """
 
 import argparse
+import dataclasses
 import sys
 import textwrap
 from pathlib import Path
@@ -27,10 +28,10 @@ from masking import mask_batch
 from model import PretrainModel
 
 
-def read_batch(config: Config, tokens: Tokens, yaml: str, rows: int, seed: int) -> dict[str, Any]:
+def read_batch(config: Config, tokens: Tokens, name: str, yaml: str, rows: int, seed: int) -> dict[str, Any]:
     """The first `rows` pairs of a corpus, masked by random patches and blocks."""
     transform = Transform(config.img_transform, config.size_img)
-    corpus = PretrainCorpus(yaml, Path(yaml).stem, tokens, transform, config.size_frame)
+    corpus = PretrainCorpus(yaml, name, tokens, transform, config.size_frame)
     samples = [corpus.read(i, None) for i in range(min(rows, len(corpus)))]
     batch = default_collate([{**sample, "valid": True} for sample in samples])
     masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
@@ -119,15 +120,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder = Path(options.checkpoint).parent
     config = load_config("pretrain", ["--config", options.config or str(folder / "args.json")])
-    yaml = options.yaml or next(iter(config.val_yaml.values()), "")
-    if not yaml:
+    config = dataclasses.replace(config, path_ckpt=options.checkpoint)
+    corpora = {Path(options.yaml).stem: options.yaml} if options.yaml else config.val_yaml
+    if not corpora:
         raise UserError("the config has no val_yaml: name a corpus with --yaml.")
+    name, yaml = next(iter(corpora.items()))
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     device = choose_device(options.device)
     model = PretrainModel.from_config(config)
     load_checkpoint(model, options.checkpoint)
     model = model.to(device).eval()
-    batch = to_device(read_batch(config, tokens, yaml, options.rows, options.seed), device)
+    batch = to_device(read_batch(config, tokens, name, yaml, options.rows, options.seed), device)
     pictures = {k: (a.cpu(), b.cpu()) for k, (a, b) in reconstruct(model, batch).items()}
     captions = [tokens.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["txt"]]
     path = Path(options.output or folder / "mvm.png")

@@ -14,7 +14,7 @@ from conftest import SWIN, tiny_bert, write_corpus
 from torch import nn
 
 from agent import Agent, Averages, seeded
-from lib import Config, Mean, UserError, World, distributed
+from lib import Config, Mean, UserError, World, distributed, make_run_folder
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
 from model import Output, PretrainModel
@@ -111,6 +111,40 @@ def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(mon
     assert evaluations[0] == evaluations[1]
     last = lines(first / "eval.jsonl")[-1]
     assert {**evaluations[0][0], "step": 6, "epoch": last["epoch"]} == last
+
+
+def test_evaluation_does_not_change_the_training_around_it(monkeypatch, arguments, tmp_path, bert_folder):
+    """Dropout and the loader have numbers of their own."""
+    tiny_bert(vocabulary=22, dropout=0.3).save_pretrained(tmp_path / "dropout")
+    folder = str(tmp_path / "dropout")
+    given = [
+        *arguments,
+        "--txt_backbone",
+        folder,
+        "--fusion_encoder",
+        folder,
+        "--tokenizer",
+        str(bert_folder),
+    ]
+    given += ["--max_steps", "3"]
+    losses = []
+    for eval_start in ("false", "true"):
+        rows = lines(run(monkeypatch, [*given, "--eval_start", eval_start]) / "metrics.jsonl")
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] == losses[1]
+
+
+def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch, arguments):
+    run(monkeypatch, [*arguments, "--size_epoch", "0", "--train_yaml", '{"gone": "gone.yaml"}'])
+    with pytest.raises(UserError, match="nothing to evaluate on"):
+        run(monkeypatch, [*arguments, "--size_epoch", "0", "--val_yaml", "{}"])
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    stamps = iter(["1", "1", "2"])
+    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: next(stamps))
+    folders = [make_run_folder(tiny_config(tmp_path), World(torch.device("cpu"))) for _ in range(2)]
+    assert [folder.name for folder in folders] == ["_tiny_1", "_tiny_2"]
 
 
 def test_max_steps_ends_a_run_whatever_the_epochs(monkeypatch, arguments):

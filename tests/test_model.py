@@ -137,6 +137,24 @@ def test_hog_equals_scikit_image(shape):
         assert (picture - torch.from_numpy(want)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_targets_are_float32_under_autocast(dtype):
+    target = make_targets(["hog"], 16)["hog"]
+    frames, mask = torch.randn(1, 1, 3, 32, 32), torch.ones(1, 1, 1, 1)
+    with torch.autocast("cpu", dtype):
+        patches = target.hidden_patches(frames, mask)
+    assert torch.equal(patches[0, 0], hog_picture(frames[0, 0]))
+
+
+def test_two_targets_of_one_head_name_are_an_error(monkeypatch):
+    class Other(TARGETS["pixel"]):
+        name = "other"
+
+    monkeypatch.setitem(TARGETS, "other", Other)
+    with pytest.raises(ValueError, match="head called decoder_pixel"):
+        PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel", "other"])
+
+
 def test_hog_of_flat_and_of_tiny_frames():
     assert (hog_picture(torch.ones(3, 32, 32)) == 0).all()
     with pytest.raises(UserError, match="at least 8 px"):
