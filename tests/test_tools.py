@@ -1,0 +1,105 @@
+"""The demo's programs and the pictures of reconstructions."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import SWIN, tiny_bert, write_corpus
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "_tools"))
+import make_backbone
+import make_demo
+import run_demo
+import show_mvm
+
+from lib import Config, load_config
+from model import PretrainModel
+from video_swin import SIZES, VideoSwin, load_backbone
+
+
+@pytest.fixture
+def config(tmp_path, bert_folder):
+    corpus = write_corpus(tmp_path, "clips")
+    return Config(
+        train_yaml={"clips": str(corpus)},
+        val_yaml={"clips": str(corpus)},
+        txt_backbone=str(bert_folder),
+        fusion_encoder=str(bert_folder),
+        txt_backbone_rand_init=True,
+        fusion_encoder_rand_init=True,
+        vis_backbone_size="demo",
+        vis_backbone_init="random",
+        size_img=64,
+        size_frame=2,
+        size_txt=10,
+        mvm_target=["pixel", "hog"],
+        n_workers=0,
+    )
+
+
+def test_the_picture_of_reconstructions(tmp_path, config):
+    config.save(tmp_path / "args.json")
+    torch.save(PretrainModel.from_config(config).state_dict(), tmp_path / "model.pt")
+    show_mvm.main(["--checkpoint", str(tmp_path / "model.pt"), "--rows", "2", "--device", "cpu"])
+    picture = cv2.imread(str(tmp_path / "mvm.png"))
+    assert picture.shape[1] > picture.shape[0] / 2 > 100
+    assert picture.std() > 10
+
+
+def test_what_is_seen_is_left_as_it_is():
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel"]).eval()
+    txt = torch.full((1, 4), 9)
+    mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 1, 0] = True
+    img = torch.randn(1, 1, 3, 64, 64)
+    batch = {"img": img, "masked_img": img, "masked_txt": txt, "mask": torch.ones_like(txt), "mvm_mask": mask}
+    made, truth = show_mvm.reconstruct(model, batch)["pixel"]
+    changed = (made != truth).any(2)[0, 0]
+    assert changed[32:, :32].all()
+    assert changed.sum() == 32 * 32
+
+
+def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
+    rows = '{"hidden": ["red", "a"]}\n{"hidden": ["red"]}\n{"hidden": ["blue"]}\n'
+    (tmp_path / "predictions_0.jsonl").write_text(rows)
+    chance = run_demo.chances(config, tmp_path)
+    assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 0.25)
+    assert 0 < chance["mvm_hog"] < chance["mvm_pixel"] < 0.5  # normalised pixels: about 1 / 3 off
+
+
+def test_table_of_the_demo():
+    chance = {"mlm_acc": 0.1, "vtm_acc": 0.25, "mvm_pixel": 0.3}
+    text = run_demo.table({**chance, "loss": 1.0}, {**chance, "mlm_acc": 0.9}, chance)
+    assert "90.0%" in text
+    assert "MVM: pixel loss" in text
+
+
+def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
+    sizes = [f"--{name.replace('_', '-')}={size}" for name, size in run_demo.QUICK.items()]
+    options = make_demo.parse_arguments(sizes)
+    assert options.names_val == run_demo.QUICK["names_val"]
+    given = run_demo.overrides(tmp_path, tmp_path / "swin.pth", tmp_path / "out", quick=True)
+    config = load_config("pretrain", ["--config", run_demo.CONFIG, *given])
+    assert config.train_yaml == {"demo": f"{tmp_path}/train.yaml"}
+    assert config.max_steps == 4
+
+
+def test_backbone_learns_and_is_saved_in_the_published_layout(tmp_path):
+    """Colour alone: still pictures of one of the colours."""
+    random = np.random.default_rng(0)
+    colours = len(make_backbone.NAMES["colour"])
+    labels = torch.from_numpy(np.stack([random.integers(n, size=64) for n in (2, 2, colours)], axis=1))
+    shades = torch.linspace(0, 255, colours).to(torch.uint8)[labels[:, 2]]
+    frames = shades[:, None, None, None, None].expand(-1, 3, 3, 32, 32).contiguous()
+    clips = make_backbone.Clips(frames, labels)
+    model = make_backbone.Namer()
+    before = make_backbone.accuracies(model.eval(), clips)["colour"]
+    make_backbone.train(model.train(), clips, 1, steps=60, batch=16, lr=2e-3, seed=0)
+    assert make_backbone.accuracies(model.eval(), clips)["colour"] > max(0.5, 2 * before)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "swin.pth")
+    swin = VideoSwin(SIZES["demo"])
+    load_backbone(swin, "3d", tmp_path / "swin.pth")
+    torch.testing.assert_close(swin.state_dict(), model.backbone.state_dict())
