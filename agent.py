@@ -281,8 +281,8 @@ class Agent:
             with self.autocast():
                 output: Output = self.wrapped(batch)
             joined = join({**output.losses, **output.scores}, self.world)
-            # A loss is the mean over the samples of all processes; the gradients that they exchange are
-            # averaged, hence the number of processes.
+            # Deviation 13: a loss is the mean over what all processes hide, not the mean of their means. The
+            # gradients that they exchange are averaged, hence the number of processes.
             loss = torch.stack(
                 [
                     mean.total.float() * (self.world.size / joined[name].count.clamp(min=1e-12)).float()

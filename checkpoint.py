@@ -33,7 +33,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     `module.`. Raises `UserError` for a file that is missing or holds anything else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file():  # Deviation 9: published, a missing checkpoint is printed and passed over
         raise UserError(f"{path} does not exist; _snapshot/README.md says where weights are published.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -69,6 +70,9 @@ def main() -> None:
     model = PretrainModel(bert, bert, SIZES["base"], use_checkpoint=options.use_checkpoint).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     batch = make_batch(options.batch, options.frames, options.pixels, options.text, device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch)
+    needed = 3 * counter.get_total_flops()  # the backward pass is two products for each of the forward's
     seconds = []
     for _ in range(options.steps):
         start = time.perf_counter()
@@ -81,9 +85,11 @@ def main() -> None:
         optimizer.step()
         loss.item()
         seconds.append(time.perf_counter() - start)
+    rate = needed / min(seconds)
     print(
-        f"{options.amp:>4} checkpoint {options.use_checkpoint!s:>5}: {min(seconds):.1f} s a step, "
-        f"{peak_memory(device):.2f} GiB at most; matrix ceiling {ceiling / 1e9:.0f} GFLOP/s"
+        f"{options.amp:>4} checkpoint {options.use_checkpoint!s:>5}: {min(seconds):.1f} s a step of "
+        f"{needed / 1e12:.2f} TFLOP, {rate / ceiling:.0%} of the matrix ceiling {ceiling / 1e9:.0f} GFLOP/s, "
+        f"{peak_memory(device):.2f} GiB at most"
     )
 
 
