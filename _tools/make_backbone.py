@@ -37,6 +37,16 @@ NAMES = {"behaviour": list(BEHAVIOURS), "shape": list(OUTLINES), "colour": list(
 FRAMES = 4
 
 
+def swapped(*pairs: tuple[str, str]) -> list[int]:
+    """Index of each behaviour -> that of the one which it becomes."""
+    becomes = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+    return [NAMES["behaviour"].index(becomes.get(name, name)) for name in NAMES["behaviour"]]
+
+
+MIRRORED = swapped(("left", "right"))
+REVERSED = swapped(("left", "right"), ("up", "down"), ("grow", "shrink"))
+
+
 @dataclass(frozen=True)
 class Clips:
     """A set of clips with one object each, in memory."""
@@ -82,29 +92,49 @@ class Namer(nn.Module):
         return {key: head(features) for key, head in self.cls_head.items()}
 
 
+def augment(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Half of the clips (B, T, 3, S, S) mirrored, half played backwards, and their behaviours named anew."""
+    frames, labels = frames.clone(), labels.clone()
+    for axis, swaps in ((4, MIRRORED), (1, REVERSED)):
+        chosen = torch.from_numpy(random.random(len(frames)) < 0.5)
+        frames[chosen] = frames[chosen].flip(axis)
+        labels[chosen, 0] = torch.tensor([swaps[behaviour] for behaviour in labels[chosen, 0].tolist()])
+    return frames, labels
+
+
+def optimizers(model: Namer, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the backbone's matrices, in a third of AdamW's steps here; AdamW for the rest."""
+    named = model.backbone.named_parameters()
+    matrices = [p for name, p in named if p.ndim == 2 and "bias_table" not in name]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(matrices, lr=3 * lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, weight_decay=1e-3, fused=True),
+    ]
+
+
 def train(model: Namer, clips: Clips, frames: int, steps: int, batch: int, lr: float, seed: int) -> None:
-    """`steps` of AdamW on clips of so many frames; on single pictures behaviour cannot be named."""
+    """`steps` on clips of so many frames; on single pictures behaviour cannot be named and is left out."""
     device = next(model.parameters()).device
     random = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
-    keys = [key for key in NAMES if frames > 1 or key != "behaviour"]
+    rules = optimizers(model, lr)
+    peaks = [rule.param_groups[0]["lr"] for rule in rules]
+    things = [(i, key) for i, key in enumerate(NAMES) if frames > 1 or key != "behaviour"]
     bar = tqdm(range(steps), f"training on {frames} frame{'s' * (frames > 1)}", unit="step")
     for step in bar:
         rows = random.integers(len(clips.frames), size=batch)
         picked = np.stack([random_frames(clips.frames.shape[1], frames, random) for _ in rows])
-        logits = model(clips.frames[rows[:, None], picked].to(device))
-        labels = clips.labels[rows].to(device)
-        loss = sum(
-            (F.cross_entropy(logits[k], labels[:, i]) for i, k in enumerate(NAMES) if k in keys),
-            torch.zeros(()),
-        )
-        optimizer.zero_grad(set_to_none=True)
+        seen, labels = augment(clips.frames[rows[:, None], picked], clips.labels[rows], random)
+        logits, labels = model(seen.to(device)), labels.to(device)
+        loss = torch.stack([F.cross_entropy(logits[key], labels[:, i]) for i, key in things]).sum()
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_linear(step, steps, warmup_ratio=0.1)
-        optimizer.step()
-        if step % 50 == 0:
+        for rule, peak in zip(rules, peaks, strict=True):
+            rule.param_groups[0]["lr"] = peak * warmup_linear(step, steps, warmup_ratio=0.1)
+            rule.step()
+        if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
 
 
@@ -123,8 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--output", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
-    parser.add_argument("--steps", type=int, default=800, help="on clips, after twice as many on pictures")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--steps", type=int, default=200, help="on clips, after half as many again on pictures"
+    )
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--size_img", type=int, default=64, help="pixels a side")
     parser.add_argument("--seed", type=int, default=88)
@@ -145,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     clips, held_out = (read_clips(options.data, name, options.size_img) for name in ("names", "names_val"))
     model = Namer().to(choose_device(options.device))
     # shapes take thousands of examples to learn, and a picture costs a quarter of a clip
-    train(model, clips, 1, 2 * options.steps, options.batch, options.lr, options.seed)
+    train(model, clips, 1, options.steps * 3 // 2, options.batch, options.lr, options.seed)
     train(model, clips, FRAMES, options.steps, options.batch, options.lr, options.seed + 1)
     scores = accuracies(model.eval(), held_out)
     result = ", ".join(
