@@ -103,3 +103,21 @@ def test_backbone_learns_and_is_saved_in_the_published_layout(tmp_path):
     swin = VideoSwin(SIZES["demo"])
     load_backbone(swin, "3d", tmp_path / "swin.pth")
     torch.testing.assert_close(swin.state_dict(), model.backbone.state_dict())
+
+
+def test_a_mirrored_clip_moves_the_other_way():
+    names = make_backbone.NAMES["behaviour"]
+    for table, name, becomes in [
+        (make_backbone.MIRRORED, "left", "right"),
+        (make_backbone.MIRRORED, "up", "up"),
+        (make_backbone.REVERSED, "up", "down"),
+        (make_backbone.REVERSED, "shrink", "grow"),
+        (make_backbone.REVERSED, "blink", "blink"),
+    ]:
+        assert names[table[names.index(name)]] == becomes
+    frames = torch.arange(4 * 2 * 3 * 1 * 2).view(4, 2, 3, 1, 2)
+    labels = torch.tensor([[names.index("left"), 0, 0]] * 4)
+    seen, named = make_backbone.augment(frames, labels, np.random.default_rng(3))
+    for before, after, label in zip(frames, seen, named[:, 0].tolist(), strict=True):
+        flips = torch.equal(after, before.flip(3)) + torch.equal(after, before.flip(0))
+        assert names[label] == ("right" if flips else "left")
