@@ -13,7 +13,8 @@ from transformers import BertConfig
 
 from agent import MIN_LR, parameter_groups, warmup_linear
 from dataset import STD, Transform, decode_frame, even_frames, every_clip
-from model import PretrainModel, take, visible
+from fusion import take, visible
+from model import PretrainModel
 from mvm_targets import hog_picture, make_targets
 from video_swin import Size, VideoSwin
 
