@@ -66,8 +66,13 @@ def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
     """Each mean over the samples of every process, in one collective call; without gradients."""
     if not means:
         return {}
-    flat = torch.stack([torch.stack([m.total.detach().float(), m.count.float()]) for m in means.values()])
-    return {name: Mean(*pair) for name, pair in zip(means, world.sum(flat), strict=True)}
+    here = {name: Mean(mean.total.detach().float(), mean.count.float()) for name, mean in means.items()}
+    return {name: Mean(*pair) for name, pair in zip(means, world.sum(stack([here])[0]), strict=True)}
+
+
+def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
+    """Rows of means of the same names -> (rows, names, 2): totals and counts."""
+    return torch.stack([torch.stack([torch.stack([m.total, m.count]) for m in row.values()]) for row in rows])
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
@@ -96,22 +101,25 @@ class Recorder:
         self.folder, self.world = folder, world
         self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
         self.board = SummaryWriter(str(folder)) if world.is_main else None
-        self.window: list[dict[str, Tensor]] = []
+        self.window: list[dict[str, Mean]] = []
         self.ids: list[list[str]] = []
         self.samples, self.since = 0, time.perf_counter()
 
-    def add(self, values: dict[str, Tensor], ids: list[str]) -> None:
-        """One step's losses and scores (scalars, over all processes) and this process's sample ids."""
+    def add(self, values: dict[str, Mean], ids: list[str]) -> None:
+        """One step's losses and scores (over all processes) and this process's sample ids."""
         self.window.append(values)
         self.ids.append(ids)
         self.samples += len(ids) * self.world.size
         self.bar.update()
 
     def flush(self, step: int, rates: dict[str, float]) -> None:
-        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite."""
+        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
+
+        A loss that no step had anything for, such as that of flow on images alone, is left out.
+        """
         if not self.window:
             return
-        values = torch.stack([torch.stack(list(v.values())) for v in self.window]).cpu()
+        values, counts = stack(self.window).cpu().unbind(dim=2)
         names = list(self.window[0])
         for row, ids in zip(values, self.ids, strict=True):
             if not row.isfinite().all():
@@ -120,7 +128,8 @@ class Recorder:
                 ]
                 raise FloatingPointError(f"{', '.join(wrong)} not finite; the batch: {', '.join(ids)}")
         now = time.perf_counter()
-        figures = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        seen, sums = counts.sum(dim=0).tolist(), values.sum(dim=0).tolist()
+        figures = {name: total / count for name, total, count in zip(names, sums, seen, strict=True) if count}
         figures |= {**rates, "samples_per_second": self.samples / (now - self.since)}
         memory = peak_memory(self.world.device)
         self._write("metrics.jsonl", {"step": step, **figures, "memory_gib": memory}, "train")
@@ -156,27 +165,27 @@ class Averages:
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
-        self.losses: dict[str, None] = {}
+        self.weights: dict[str, float] = {}
 
     def add(self, output: Output, prefix: str = "") -> None:
         """Take in the losses and scores of a batch."""
         if not prefix:
-            self.losses |= dict.fromkeys(output.losses)
+            self.weights |= {name: output.weight(name) for name in output.losses}
         for name, mean in {**output.losses, **output.scores}.items():
             total, count = self.sums.get(prefix + name, (0.0, 0.0))
             self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))
 
     def figures(self, world: World) -> dict[str, float]:
-        """`loss`, the sum of the losses, and every mean, over the samples of all processes."""
+        """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes."""
         sums: dict[str, tuple[float, float]] = {}
-        losses: dict[str, None] = {}
-        for other, names in world.gather((self.sums, self.losses)):
-            losses |= names
+        weights: dict[str, float] = {}
+        for other, known in world.gather((self.sums, self.weights)):
+            weights |= known
             for name, (total, count) in other.items():
                 past = sums.get(name, (0.0, 0.0))
                 sums[name] = (past[0] + total, past[1] + count)
         means = {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
-        return {"loss": sum(means[name] for name in losses), **means}
+        return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
 
 
 # ------------------------------------------------------------------------------------------------- agent
@@ -257,8 +266,8 @@ class Agent:
         swin, other = self.optimizer.param_groups[:2]
         return {"lr": other["lr"], "lr_swin": swin["lr"]}
 
-    def train_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One optimiser step on the mean gradient of `batches`; returns its losses and scores as scalars."""
+    def train_step(self, batches: Sequence[Batch]) -> dict[str, Mean]:
+        """One optimiser step on the mean gradient of `batches`; returns its losses and scores."""
         self.optimizer.zero_grad(set_to_none=True)
         steps = []
         for number, batch in enumerate(batches):
@@ -272,10 +281,13 @@ class Agent:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {name: torch.stack([values[name] for values in steps]).mean() for name in steps[0]}
+        return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
 
-    def backward(self, batch: Batch, share: float, last: bool) -> dict[str, Tensor]:
-        """Add `share` of the gradient of the summed losses; processes exchange gradients at the `last`."""
+    def backward(self, batch: Batch, share: float, last: bool) -> dict[str, Mean]:
+        """Add `share` of the gradient of the summed losses; processes exchange gradients at the `last`.
+
+        Returns the value of each loss and score, counted once if the batch had anything for it, else not.
+        """
         waits = isinstance(self.wrapped, DistributedDataParallel) and not last
         with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with self.autocast():
@@ -285,13 +297,16 @@ class Agent:
             # gradients that they exchange are averaged, hence the number of processes.
             loss = torch.stack(
                 [
-                    mean.total.float() * (self.world.size / joined[name].count.clamp(min=1e-12)).float()
+                    output.weight(name)
+                    * mean.total.float()
+                    * (self.world.size / joined[name].count.clamp(min=1e-12)).float()
                     for name, mean in output.losses.items()
                 ]
             ).sum()
             self.scaler.scale(loss * share).backward()
-        values = {name: mean.value for name, mean in joined.items()}
-        return {"loss": torch.stack([values[name] for name in output.losses]).sum(), **values}
+        values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in joined.items()}
+        weighted = torch.stack([output.weight(name) * values[name].total for name in output.losses]).sum()
+        return {"loss": Mean(weighted, torch.ones_like(weighted)), **values}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as the config says."""

@@ -111,6 +111,10 @@ class Config:
     """share of words and patches that are hidden"""
     mvm_target: Names = field(default_factory=lambda: ["pixel"])
     """one name or a list: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
+    mvm_weight: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """weight of a target's loss in the sum, {target: weight}, where it is not 1"""
+    mvm_on_images: bool = True
+    """whether one-frame clips take part in masked visual modelling"""
     temp: PositiveFloat = 0.05
     """temperature of the matching scores"""
     size_option: PositiveInt = 5
@@ -211,8 +215,26 @@ class Config:
     """evaluate before training too"""
     logging_steps: PositiveInt = 20
     """steps between two lines of the log"""
+
+    # -- the teachers of MVM targets, loaded for the chosen ones alone
+    feature_teacher: str = "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth"
+    """of 3d_feature: a Video Swin or VIOLET checkpoint of any size"""
+    image_teacher: str = "timm/swin_base_patch4_window7_224.ms_in22k"
+    """of 2d_feature: a timm model by name, folder or file"""
+    clip_teacher: str = "timm/vit_base_patch32_clip_224.openai"
+    """of 2d_clip_feature: a timm model by name, folder or file"""
+    flow_teacher: str = "_snapshot/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+    """of optical_flow: RAFT-Large's file, or dis: OpenCV's flow, which needs none"""
+    depth_teacher: str = "Intel/dpt-large"
+    """of depth: a DPT of transformers by name or folder"""
     dalle_model_path: str = "_snapshot/encoder.pkl"
-    """DALL-E's encoder, for the target vq"""
+    """of vq: DALL-E's encoder"""
+    teacher_init: Literal["published", "random"] = "published"
+    """random: teachers that know nothing, to try the plumbing without their weights"""
+    teacher_batch: PositiveInt = 32
+    """frames (or pairs of frames) that a teacher is given at a time"""
+    teacher_device: str = ""
+    """device of the teachers; empty: that of the model"""
 
     def __post_init__(self) -> None:
         """Check what a type alone cannot say; the names are made canonical (mtm is mlm)."""
@@ -225,6 +247,8 @@ class Config:
             if not names or len(set(names)) < len(names):
                 raise UserError(f"{key} {names}: name at least one of {', '.join(known)}, and none twice.")
             object.__setattr__(self, key, names)
+        for name in self.mvm_weight:
+            lookup(NAMES["mvm_target"], name, "mvm_weight: target")
         if self.size_img % self.size_patch:
             raise UserError(f"size_img {self.size_img} is not a multiple of size_patch {self.size_patch}.")
         if self.size_frame > self.max_size_frame:

@@ -22,23 +22,27 @@ from masking import mask_batch
 from model import Batch, Output, PretrainModel
 
 # keys of the other tasks' configs, which mean nothing here
-UNREAD = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt", "enable_task_token", "mask_pos")
-UNREAD += ("multi_clip_testing", "deepspeed")
+UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt", "deepspeed")
+UNREAD += ("enable_task_token", "mask_pos", "multi_clip_testing")
 
 
 def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:
     """Hide words and patches; attended masking looks at the pair as it is first."""
+    masks = config.pretrain_masks
+    if not config.mvm_on_images and batch["img"].shape[1] == 1:
+        masks = []  # one-frame clips keep all patches
     attention = None
-    if "am" in config.pretrain_masks:
+    if "am" in masks:
         attention = model.attention_received(batch["img"], batch["txt"], batch["mask"])
     return mask_batch(
         batch,
-        config.pretrain_masks,
+        masks,
         config.p_mask,
         tokens.special,
         config.size_patch,
         generator,
         attention,
+        model.reads,
     )
 
 
@@ -85,7 +89,7 @@ def main() -> None:
         model = PretrainModel.from_config(config)
         check_tokens(model, tokens)
         if config.path_ckpt:
-            load_checkpoint(model, config.path_ckpt)
+            load_checkpoint(model, config.path_ckpt, model.match_heads)
         agent = Agent(
             config,
             world,

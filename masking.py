@@ -4,7 +4,7 @@ Shapes: B clips, T frames of h x w patches, X text tokens, V = T(1+hw) video tok
 Everything is drawn on the CPU, where the generator of a step is, for the whole batch at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,10 @@ def patch_mask(
 ) -> tuple[Tensor, Tensor]:
     """One of `masks` (rm, bm, am) per sample -> bool (B, T, h, w), and which samples drew `am`, bool (B,).
 
-    The patches of samples with `am` are left to `attended_mask`.
+    The patches of samples with `am` are left to `attended_mask`. Without any `masks` nothing is hidden.
     """
+    if not masks:
+        return torch.zeros(batch, *grid, dtype=torch.bool), torch.zeros(batch, dtype=torch.bool)
     choice = torch.randint(len(masks), (batch,), generator=generator)
     drawn = {
         "rm": random_mask(batch, grid, p, generator),
@@ -111,12 +113,14 @@ def mask_batch(
     patch_size: int,
     generator: Generator,
     attention: Tensor | None = None,
+    reads: Callable[[Tensor], Tensor] = lambda patches: patches,
 ) -> dict[str, Any]:
     """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W), `txt` (B, X), `valid` (B,).
 
     Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
-    (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS] and every hidden position, which is
-    all of the output that a loss reads. `attention` (B, L) is needed for `am` alone.
+    (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS], every hidden word and, of the patches,
+    those that `reads` makes of the hidden ones, which is all of the output that a loss reads.
+    `attention` (B, L) is needed for `am` alone.
     """
     img, txt = batch["img"], batch["txt"].cpu()
     size, frames = len(img), img.shape[1]
@@ -137,7 +141,7 @@ def mask_batch(
         "ans_mlm": txt.masked_fill(~words, -1),
         "mvm_mask": patches,
         "negatives": negative_texts(size, generator),
-        "positions": read_positions(patches, words),
+        "positions": read_positions(reads(patches), words),
     }
     added = {name: value.to(img.device) for name, value in added.items()}
     return {**batch, **added, "masked_img": hide_patches(img, patches)}
@@ -157,7 +161,7 @@ def split_positions(drawn: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def read_positions(patches: Tensor, words: Tensor) -> Tensor:
-    """Hidden patches (B, T, h, w) and words (B, X) -> (B, K) positions among the L, [CLS] included.
+    """Patches to read (B, T, h, w) and hidden words (B, X) -> (B, K) positions among the L, [CLS] included.
 
     K is that of the sample with the most; the others are filled up with positions that nobody reads.
     """

@@ -4,7 +4,7 @@ Shapes: B clips, T frames, h x w patches of a frame, X text tokens, D the width,
 Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc, fc_mtm, decoder_*.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,13 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from fusion import FusionEncoder, initialise_bert, put, visible
-from lib import Config, Mean, UserError
-from mvm_targets import make_targets
+from lib import Config, Mean, UserError, log
+from mvm_targets import make_targets, name_heads
+from teachers import Teacher, make_teachers
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
 
 Batch = dict[str, Any]
+MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in checkpoints
 
 
 @dataclass
@@ -28,11 +30,17 @@ class Output:
     """What a task's model makes of a batch."""
 
     losses: dict[str, Mean]
-    """summed without weights, each logged under its name"""
+    """summed, each logged under its name"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """of the losses in the sum, where it is not 1; what is logged of a loss is without it"""
     scores: dict[str, Mean] = field(default_factory=dict)
     """logged, not trained on"""
     predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
     """one entry per sample, for the predictions file"""
+
+    def weight(self, loss: str) -> float:
+        """A loss's share in the sum."""
+        return self.weights.get(loss, 1.0)
 
 
 # ------------------------------------------------------------------------------------------- encoders
@@ -189,24 +197,24 @@ class PretrainModel(Violet):
         targets: Sequence[str] = ("pixel",),
         temperature: float = 0.05,
         patch_size: int = 32,
+        teachers: Mapping[str, Teacher] | None = None,
+        mvm_weight: Mapping[str, float] | None = None,
+        mvm_on_images: bool = True,
         **encoders: Any,
     ) -> None:
         super().__init__(fusion, text, vis_size, **encoders)
-        self.tasks, self.temperature = tuple(tasks), temperature
+        self.tasks, self.temperature, self.mvm_on_images = tuple(tasks), temperature, mvm_on_images
+        self.weights = {f"mvm_{name}": weight for name, weight in (mvm_weight or {}).items()}
         self.fc = matching_head(fusion)
         self.fc_mtm = MlmHead(text)
-        self.targets = make_targets(targets, fusion.hidden_size, patch_size)
-        mvm_heads: dict[str, nn.Module] = {}
-        for target in self.targets.values():
-            for name, head in target.heads.items():
-                if name in mvm_heads:  # Deviation 4: published, one head would silently replace the other
-                    raise ValueError(f"two of the targets {', '.join(targets)} have a head called {name}")
-                mvm_heads[name] = head
-                self.add_module(name, head)
+        self.targets = make_targets(targets, fusion.hidden_size, patch_size, teachers)
+        self.mvm_heads = name_heads(self.targets.values())
+        for name, head in self.mvm_heads.items():
+            self.add_module(name, head)
         heads_of: dict[str, list[nn.Module]] = {
             "vtm": [self.fc],
             "mlm": [self.fc_mtm],
-            "mvm": list(mvm_heads.values()),
+            "mvm": list(self.mvm_heads.values()),
         }
         for task, heads in heads_of.items():
             for head in heads:  # DistributedDataParallel waits for the gradients of a head that trains
@@ -229,6 +237,9 @@ class PretrainModel(Violet):
             targets=config.mvm_target,
             temperature=config.temp,
             patch_size=config.size_patch,
+            teachers=make_teachers(config) if "mvm" in config.pretrain_tasks else None,
+            mvm_weight=config.mvm_weight,
+            mvm_on_images=config.mvm_on_images,
             max_frames=config.max_size_frame,
             max_patches=config.max_size_patch,
             embed_only=config.txt_backbone_embed_only,
@@ -238,21 +249,64 @@ class PretrainModel(Violet):
             load_encoders(model, config)
         return model
 
+    def match_heads(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors, its MVM heads given to the targets here (an `adapt` of `load_checkpoint`).
+
+        A head goes to that of the same name. `fc_mvm`, which several kinds of target share, also goes to
+        the first of them that it fits. One that fits none is another target's, and left out.
+        """
+        taken = {key: tensor for key, tensor in tensors.items() if not key.startswith(MVM_HEADS)}
+        stored: dict[str, dict[str, Tensor]] = {}
+        for key in tensors.keys() - taken.keys():
+            part, _, rest = key.partition(".")
+            stored.setdefault(part, {})[rest] = tensors[key]
+        shapes = {part: {k: v.shape for k, v in head.items()} for part, head in stored.items()}
+        for name, head in self.mvm_heads.items():
+            wanted = {k: v.shape for k, v in head.state_dict().items()}
+            alike = [part for part in sorted(stored) if {part[:6], name[:6]} == {"fc_mvm"}]
+            fitting = [part for part in (name, *alike) if part in stored and shapes[part] == wanted]
+            if not fitting:
+                continue
+            taken |= {f"{name}.{rest}": tensor for rest, tensor in stored.pop(fitting[0]).items()}
+            if fitting[0] != name:
+                log.info("checkpoint: its %s becomes %s", fitting[0], name)
+        return taken
+
     def forward(self, batch: Batch) -> Output:
         """A batch with its masks (see `masking.mask_batch`) -> the losses and accuracies of the tasks."""
         video, text = self.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
         read = self.fuse(video, text, batch["mask"], batch["positions"])
         fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
         visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
-        output = Output(losses={})
+        output = Output(losses={}, weights=self.weights)
         if "mlm" in self.tasks:
             self.name_words(words, batch, output)
         if "vtm" in self.tasks:
             self.match(words[:, 0], video, text, batch, output)
         if "mvm" in self.tasks:
-            for name, target in self.targets.items():
-                output.losses[f"mvm_{name}"] = target.loss(visual, batch["img"], batch["mvm_mask"])
+            self.reconstruct(visual, batch, output)
         return output
+
+    def reads(self, patch_mask: Tensor) -> Tensor:
+        """bool (B, T, h, w), True = masked -> at which patches some target reads the output."""
+        read = patch_mask.clone()
+        for target in self.targets.values():
+            read |= target.reads(patch_mask)
+        return read
+
+    def reconstruct(self, visual: Tensor, batch: Batch, output: Output) -> None:
+        """MVM: visual (B, V, D) -> the loss of each target at the patches of `mvm_mask`."""
+        if batch["img"].shape[1] == 1 and not self.mvm_on_images:
+            # DistributedDataParallel waits for the gradients of the heads
+            nothing = torch.stack([p.sum() for head in self.mvm_heads.values() for p in head.parameters()])
+            for name in self.targets:
+                output.losses[f"mvm_{name}"] = Mean(0.0 * nothing.sum(), nothing.new_zeros(()))
+            return
+        for name, target in self.targets.items():
+            predicted, truth = target.compare(visual, batch["img"], batch["mvm_mask"])
+            output.losses[f"mvm_{name}"] = target.error(predicted, truth)
+            for score, mean in target.scores(predicted, truth).items():
+                output.scores[f"mvm_{name}_{score}"] = mean
 
     def name_words(self, words: Tensor, batch: Batch, output: Output) -> None:
         """MLM: words (B, X, D) -> cross-entropy and accuracy at the positions where `ans_mlm` is not -1."""

@@ -1,20 +1,23 @@
 """What masked visual modelling reconstructs: one class per target, and the registry `TARGETS`.
 
-Shapes: B clips, T frames of H x W pixels in h x w patches of p x p pixels, D the width of the model,
-M the number of masked patches of a batch.
+Shapes: B clips, T frames of H x W pixels in h x w patches of p x p pixels, D the width of the model.
+What a target makes of a clip, its truth, is a grid of S pictures, (B, S, C, h k, w k): one for each of
+the T frames, or of the T-1 pairs of frames, with k x k places of C values in a patch. M patches of it
+are hidden.
 """
 
-import functools
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hog import hog_picture
 from lib import Mean, UserError
+from teachers import Teacher
 
 TARGETS: dict[str, type["Target"]] = {}
 
@@ -30,39 +33,116 @@ def register(name: str) -> Callable[[type["Target"]], type["Target"]]:
     return enter
 
 
+def make_targets(
+    names: Sequence[str],
+    hidden_size: int,
+    patch_size: int = 32,
+    teachers: Mapping[str, Teacher] | None = None,
+) -> dict[str, "Target"]:
+    """The targets of these names, in their order, each with its teacher if it has one."""
+    given = teachers or {}
+    return {name: TARGETS[name](hidden_size, patch_size, given.get(name)) for name in names}
+
+
+def name_heads(targets: Iterable["Target"]) -> dict[str, nn.Module]:
+    """The heads of all targets by the names under which a model registers them.
+
+    Those are the published ones, but where several targets have a head of the same name, each one's
+    target is added: `fc_mvm_2d_feature` (Deviation 4: published, one would silently replace the other).
+    """
+    targets = list(targets)
+    times = Counter(name for target in targets for name in target.heads)
+    return {
+        name if times[name] == 1 else f"{name}_{target.name}": head
+        for target in targets
+        for name, head in target.heads.items()
+    }
+
+
 class Target(ABC):
-    """One thing to reconstruct. It owns its head; the model registers the head under its published name."""
+    """One thing to reconstruct.
+
+    It owns its head, which the model registers under its published name, and its teacher, which is no
+    part of any model: neither in the state dict, nor in the optimiser, nor in DistributedDataParallel
+    (Deviation 5).
+    """
 
     name: str
-    heads: dict[str, nn.Module]  # published name in checkpoints -> a part of the head
+    heads: dict[str, nn.Module]
+    """published name in checkpoints -> a part of the head"""
+
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        """hidden_size: D; patch_size: p; teacher: what computes the truth, of targets that need one."""
+        self.teacher = teacher
+
+    # -- what each target says
+
+    def truth(self, frames: Tensor) -> Tensor:
+        """frames: (B, T, 3, H, W), not masked, ImageNet-normalised -> (B, S, C, h k, w k).
+
+        Raises `UserError` if the target needs a teacher and has none.
+        """
+        if self.teacher is None:
+            raise UserError(f"the target {self.name} was made without its teacher.")
+        return self.teacher(frames)
 
     @abstractmethod
-    def __init__(self, hidden_size: int, patch_size: int = 32) -> None:
-        """hidden_size: D; patch_size: p."""
+    def predict(self, tokens: Tensor) -> Tensor:
+        """Tokens of patches (M, D) -> what `error` compares with the truth there."""
 
     @abstractmethod
-    def target(self, frames: Tensor) -> Tensor:
-        """frames: (B, T, 3, H, W), not masked, ImageNet-normalised -> what is to be reconstructed."""
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """What `predict` gave, and the truth (M, C, k, k) -> the loss."""
 
-    @abstractmethod
+    def scores(self, predicted: Tensor, truth: Tensor) -> dict[str, Mean]:
+        """As `error`: what else is worth logging, by its name."""
+        return {}
+
+    # -- what targets of single frames share, and those of pairs of frames replace
+
+    def tokens(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
+        """visual: (B, T(1+hw), D); grid: (T, h, w) -> (B, S, h, w, D), what the head reads of each patch."""
+        return patch_tokens(visual, grid)
+
+    def hidden(self, patch_mask: Tensor) -> Tensor:
+        """(B, T, h, w), True or 1 = masked -> bool (B, S, h, w): patches of the truth to reconstruct."""
+        return patch_mask.bool()
+
+    def reads(self, patch_mask: Tensor) -> Tensor:
+        """bool (B, T, h, w) -> bool (B, T, h, w): at which patches the model's output is read."""
+        return patch_mask
+
+    def usable(self, truth: Tensor) -> Tensor | None:
+        """bool (B, S): the pictures of the truth that are fit to learn from; None: all."""
+        return None
+
+    # -- what follows for all
+
     def loss(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> Mean:
         """Error at the masked patches.
 
-        visual: (B, T(1+hw), D), the model's output at the video tokens (those of masked patches are read);
-        frames: (B, T, 3, H, W) as in `target`; patch_mask: (B, T, h, w), True or 1 = masked.
+        visual: (B, T(1+hw), D), the model's output at the video tokens (of which those in `reads` count);
+        frames: (B, T, 3, H, W) as in `truth`; patch_mask: (B, T, h, w), True or 1 = masked.
         """
+        return self.error(*self.compare(visual, frames, patch_mask))
 
-    @abstractmethod
+    def compare(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss` -> prediction and truth (M, C, k, k) at the patches to reconstruct."""
+        truth, chosen = self.hidden_truth(frames, patch_mask)
+        return self.predict(self.tokens(visual, patch_mask.shape[1:])[chosen]), truth
+
+    @torch.no_grad()
+    def hidden_truth(self, frames: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss` -> the truth (M, C, k, k) at the patches to reconstruct, and which those are."""
+        truth = self.truth(frames.float())
+        chosen, usable = self.hidden(patch_mask), self.usable(truth)
+        if usable is not None:
+            chosen = chosen & usable[:, :, None, None]
+        return patches(truth, patch_mask.shape[1:])[chosen], chosen
+
     def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
-        """visual: (B, T(1+hw), D); grid: (T, h, w) -> the prediction at every patch, shaped as `target`."""
-
-
-def make_targets(names: Sequence[str], hidden_size: int, patch_size: int = 32) -> dict[str, Target]:
-    """The targets of these names, in their order; raises `UserError` for one that has no class."""
-    missing = [name for name in names if name not in TARGETS]
-    if missing:
-        raise UserError(f"mvm_target {', '.join(missing)} is not built; there are {', '.join(TARGETS)}.")
-    return {name: TARGETS[name](hidden_size, patch_size) for name in names}
+        """visual: (B, T(1+hw), D); grid: (T, h, w) -> the prediction at every patch, shaped as `truth`."""
+        return unpatch(self.predict(self.tokens(visual, grid)))
 
 
 def patch_tokens(visual: Tensor, grid: Sequence[int]) -> Tensor:
@@ -72,56 +152,58 @@ def patch_tokens(visual: Tensor, grid: Sequence[int]) -> Tensor:
     return rearrange(tokens, "b t (h w) d -> b t h w d", h=height, w=width)
 
 
-class PatchHead(nn.Sequential):
-    """Token -> the pixels of its patch: a 1 x 1 convolution and a pixel shuffle, computed per token."""
+def patches(pictures: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, S, C, h k, w k), grid (T, h, w) -> (B, S, h, w, C, k, k)."""
+    return rearrange(pictures, "b s c (h k) (w l) -> b s h w c k l", h=grid[1], w=grid[2])
 
-    def __init__(self, hidden_size: int, channels: int, patch_size: int) -> None:
-        super().__init__(
-            nn.Conv2d(hidden_size, channels * patch_size**2, kernel_size=1), nn.PixelShuffle(patch_size)
-        )
-        self.channels, self.patch_size = channels, patch_size
+
+def unpatch(parts: Tensor) -> Tensor:
+    """The reverse of `patches`."""
+    return rearrange(parts, "b s h w c k l -> b s c (h k) (w l)")
+
+
+def l1(predicted: Tensor, truth: Tensor, count: float, divisor: float) -> Mean:
+    """Sum of the absolute errors / (count + 1e-5) / divisor, in float32."""
+    error = (predicted.float() - truth.float()).abs().sum()
+    return Mean(error, error.new_tensor((count + 1e-5) * divisor))
+
+
+class PatchHead(nn.Sequential):
+    """Token -> k x k values of its patch: a 1 x 1 convolution and a pixel shuffle, computed per token."""
+
+    def __init__(self, inputs: int, channels: int, size: int) -> None:
+        super().__init__(nn.Conv2d(inputs, channels * size**2, kernel_size=1), nn.PixelShuffle(size))
+        self.channels, self.size = channels, size
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., D) -> (..., channels, p, p)."""
+        """(..., inputs) -> (..., channels, k, k)."""
         convolution: nn.Conv2d = self[0]  # type: ignore[assignment]
-        pixels = F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
-        return pixels.unflatten(-1, (self.channels, self.patch_size, self.patch_size))
+        values = F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
+        return values.unflatten(-1, (self.channels, self.size, self.size))
+
+
+def feature_head(hidden_size: int, inner: int, outputs: int) -> nn.Sequential:
+    """`fc_mvm`: keys `fc_mvm.1`, `fc_mvm.3`."""
+    return nn.Sequential(nn.Dropout(0.1), nn.Linear(hidden_size, inner), nn.ReLU(), nn.Linear(inner, outputs))
+
+
+# --------------------------------------------------------------------------------- pictures of frames
 
 
 class PictureTarget(Target):
-    """A picture of every frame, reconstructed patch by patch under an L1 loss."""
+    """A picture of every frame, pixel by pixel."""
 
     head_name: str
     channels: int
 
-    def __init__(self, hidden_size: int, patch_size: int = 32) -> None:
-        self.patch_size = patch_size
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        super().__init__(hidden_size, patch_size, teacher)
         self.head = PatchHead(hidden_size, self.channels, patch_size)
         self.heads = {self.head_name: self.head}
 
-    def loss(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> Mean:
-        """See `Target.loss` and `error`."""
-        tokens = patch_tokens(visual, patch_mask.shape[1:])[patch_mask.bool()]
-        return self.error(self.head(tokens), self.hidden_patches(frames, patch_mask))
-
-    @torch.no_grad()
-    def hidden_patches(self, frames: Tensor, patch_mask: Tensor) -> Tensor:
-        """The target at the masked patches: (M, C, p, p), in float32 whatever the precision of the model."""
-        with torch.autocast(frames.device.type, enabled=False):
-            picture = self.target(frames.float())
-        p = self.patch_size
-        patches = rearrange(picture, "b t c (h p) (w q) -> b t h w c p q", p=p, q=p)
-        return patches[patch_mask.bool()]
-
-    def error(self, predicted: Tensor, target: Tensor) -> Mean:
-        """Patches (M, C, p, p): sum of the absolute errors / (values + 1e-5) / C."""
-        error = (predicted.float() - target).abs()
-        # the published normalisation divides by the channels twice
-        return Mean(error.sum(), self.channels * (error.new_tensor(error.numel()) + 1e-5))
-
-    def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
-        """(B, T(1+hw), D) -> (B, T, C, H, W): see `Target.reconstruct`."""
-        return rearrange(self.head(patch_tokens(visual, grid)), "b t h w c p q -> b t c (h p) (w q)")
+    def predict(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> (..., C, p, p)."""
+        return self.head(tokens)
 
 
 @register("pixel")
@@ -130,9 +212,13 @@ class Pixel(PictureTarget):
 
     head_name, channels = "decoder_pixel", 3
 
-    def target(self, frames: Tensor) -> Tensor:
-        """frames: (B, T, 3, H, W), ImageNet-normalised -> the same."""
+    def truth(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W), ImageNet-normalised -> the same."""
         return frames
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """L1, divided by the number of values and, as published, by the channels once more."""
+        return l1(predicted, truth, count=truth.numel(), divisor=3)
 
 
 @register("hog")
@@ -141,68 +227,140 @@ class Hog(PictureTarget):
 
     head_name, channels = "decoder_hog", 1
 
-    def target(self, frames: Tensor) -> Tensor:
-        """frames: (B, T, 3, H, W) -> (B, T, 1, H, W)."""
-        return hog_picture(frames)[..., None, :, :]
+    def truth(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T, 1, H, W)."""
+        with torch.autocast(frames.device.type, enabled=False):
+            return hog_picture(frames)[..., None, :, :]
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """L1."""
+        return l1(predicted, truth, count=truth.numel(), divisor=1)
 
 
-# ------------------------------------------------------------------------------------------------ hog
+@register("depth")
+class Depth(PictureTarget):
+    """Inverse depth by DPT-Large, trained as MiDaS (Ranftl et al., ICCV 2021)."""
+
+    head_name, channels = "decoder_depth", 1
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """L1; the published loss divides by three channels although there is one."""
+        return l1(predicted, truth, count=truth.numel(), divisor=3)
 
 
-def hog_picture(frames: Tensor, orientations: int = 9, cell: int = 8) -> Tensor:
-    """scikit-image's `hog(..., visualize=True)` picture: (..., 3, H, W) -> (..., H, W), float32.
+# ------------------------------------------------------------------------------------ pairs of frames
 
-    Cells of `cell` x `cell` pixels, unsigned gradients of the channel in which they are largest at that
-    pixel. The picture draws the histograms before block normalisation: in each cell a line per
-    orientation, as bright as its bin, so a cell's picture is a linear function of its histogram.
-    Pixels beyond the last whole cell are 0.
+
+@register("optical_flow")
+class OpticalFlow(PictureTarget):
+    """Displacement, in pixels, of every pixel of a frame until the next (RAFT, Teed and Deng, ECCV 2020).
+
+    The truth of T frames is T-1 pictures of (x, y); the head reads the tokens of both frames. A one-frame
+    clip has nothing to reconstruct.
     """
-    height, width = frames.shape[-2:]
-    if min(height, width) < cell:
-        raise UserError(f"hog needs frames of at least {cell} px a side, not {height} x {width}.")
-    histogram = cell_histograms(frames.float(), orientations, cell)
-    strokes = orientation_strokes(orientations, cell).to(histogram)
-    picture = torch.einsum("...hwo,oij->...hiwj", histogram, strokes)
-    picture = rearrange(picture, "... h i w j -> ... (h i) (w j)")
-    return F.pad(picture, (0, width - picture.shape[-1], 0, height - picture.shape[-2]))
+
+    head_name, channels = "decoder_flow", 2
+    largest = 50.0  # pixels; what moves so far between two frames is a cut, or a failure of the teacher
+
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        super().__init__(2 * hidden_size, patch_size, teacher)
+
+    def tokens(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
+        """-> (B, T-1, h, w, 2 D)."""
+        tokens = patch_tokens(visual, grid)
+        return torch.cat([tokens[:, :-1], tokens[:, 1:]], dim=-1)
+
+    def hidden(self, patch_mask: Tensor) -> Tensor:
+        """-> (B, T-1, h, w): masked in the first frame or in the second."""
+        masked = patch_mask.bool()
+        return masked[:, :-1] | masked[:, 1:]
+
+    def reads(self, patch_mask: Tensor) -> Tensor:
+        """A masked patch, and its place in the frames before and after."""
+        pairs = self.hidden(patch_mask)
+        return F.pad(pairs, (0, 0, 0, 0, 0, 1)) | F.pad(pairs, (0, 0, 0, 0, 1, 0))
+
+    def usable(self, truth: Tensor) -> Tensor:
+        """(B, T-1): pairs without a displacement of 50 px or more."""
+        return torch.linalg.vector_norm(truth, dim=2).flatten(2).amax(dim=2) < self.largest
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """L1; the published loss divides by the channels twice."""
+        return l1(predicted, truth, count=truth.numel(), divisor=2)
 
 
-def cell_histograms(frames: Tensor, orientations: int, cell: int) -> Tensor:
-    """(..., 3, H, W) -> (..., H // cell, W // cell, orientations): mean gradient magnitude per bin."""
-    # differences over two pixels; the outermost ones have none
-    down = F.pad(frames[..., 2:, :] - frames[..., :-2, :], (0, 0, 1, 1))
-    right = F.pad(frames[..., :, 2:] - frames[..., :, :-2], (1, 1))
-    down, right, magnitude = strongest_channel(down, right, torch.hypot(down, right))
-    angle = torch.rad2deg(torch.atan2(down, right)) % 180
-    # an angle that rounding took to 180 itself lies in no bin, as in scikit-image
-    bins = (angle * (orientations / 180)).floor()
-    rows, columns = (size // cell for size in frames.shape[-2:])
-    histogram = []
-    for orientation in range(orientations):
-        votes = (magnitude * (bins == orientation))[..., : rows * cell, : columns * cell]
-        histogram.append(reduce(votes, "... (h i) (w j) -> ... h w", "mean", i=cell, j=cell))
-    return torch.stack(histogram, dim=-1)
+# ------------------------------------------------------------------------------------- visual vocabulary
 
 
-def strongest_channel(down: Tensor, right: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (..., C, H, W) -> those of the first channel with the largest magnitude: (..., H, W)."""
-    best = tuple(x[..., 0, :, :] for x in (down, right, magnitude))
-    for channel in range(1, magnitude.shape[-3]):
-        other = tuple(x[..., channel, :, :] for x in (down, right, magnitude))
-        larger = other[2] > best[2]
-        best = tuple(torch.where(larger, new, old) for new, old in zip(other, best, strict=True))
-    return best  # type: ignore[return-value]
+@register("vq")
+class Vq(Target):
+    """The words that DALL-E's encoder has for each 8 x 8 pixels (Ramesh et al., ICML 2021)."""
+
+    default_vocabulary = 8192
+
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        super().__init__(hidden_size, patch_size, teacher)
+        self.size = patch_size // 8
+        channels = 2 * hidden_size // self.size**2
+        vocabulary = self.default_vocabulary if teacher is None else teacher.width
+        self.decoder = PatchHead(hidden_size, channels, self.size)
+        self.head = feature_head(channels, 2 * channels, vocabulary)
+        self.heads = {"decoder_vq": self.decoder, "fc_mvm": self.head}
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> logits (..., vocabulary, p/8, p/8)."""
+        return self.head(self.decoder(tokens).movedim(-3, -1)).movedim(-1, -3)
+
+    def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
+        """-> (B, T, 1, H/8, W/8): the likeliest words."""
+        return unpatch(self.predict(self.tokens(visual, grid)).argmax(dim=-3, keepdim=True))
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """Logits (M, vocabulary, k, k), words (M, 1, k, k) -> mean cross-entropy."""
+        loss = F.cross_entropy(predicted.float(), truth[:, 0], reduction="sum")
+        return Mean(loss, loss.new_tensor(float(truth.numel())))
+
+    def scores(self, predicted: Tensor, truth: Tensor) -> dict[str, Mean]:
+        """`acc`: the share of the words that are right."""
+        right = (predicted.argmax(dim=1) == truth[:, 0]).sum()
+        return {"acc": Mean(right, torch.tensor(truth.numel(), device=right.device))}
 
 
-@functools.cache
-def orientation_strokes(orientations: int, cell: int) -> Tensor:
-    """(orientations, cell, cell): 1 where scikit-image draws an orientation's line through a cell."""
-    from skimage.draw import line
+# --------------------------------------------------------------------------------------------- features
 
-    radius, middle = cell // 2 - 1, cell // 2
-    strokes = torch.zeros(orientations, cell, cell)
-    for i, stroke in enumerate(strokes):
-        angle = math.pi * (i + 0.5) / orientations
-        down, right = radius * math.sin(angle), radius * math.cos(angle)
-        stroke[line(int(middle - right), int(middle + down), int(middle + right), int(middle - down))] = 1
-    return strokes
+
+class FeatureTarget(Target):
+    """The features that another network has for each patch of a frame."""
+
+    default_width = 1024
+
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        super().__init__(hidden_size, patch_size, teacher)
+        width = self.default_width if teacher is None else teacher.width
+        self.head = feature_head(hidden_size, 2 * hidden_size, width)
+        self.heads = {"fc_mvm": self.head}
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> (..., C, 1, 1)."""
+        return self.head(tokens)[..., None, None]
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """L1, summed over the channels of a patch; published, it is also divided by 3."""
+        return l1(predicted, truth, count=len(truth), divisor=3)
+
+
+@register("3d_feature")
+class VideoFeature(FeatureTarget):
+    """Final features of a Video Swin (Liu et al., CVPR 2022), per patch and frame."""
+
+
+@register("2d_feature")
+class ImageFeature(FeatureTarget):
+    """Final features of an image Swin (Liu et al., ICCV 2021), per frame."""
+
+
+@register("2d_clip_feature")
+class ClipFeature(FeatureTarget):
+    """Patch features of CLIP's image encoder (Radford et al., ICML 2021), per frame."""
+
+    default_width = 768

@@ -5,6 +5,7 @@ Parameter names are those of the published weights.
 """
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +52,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.
     q: (B, heads, N, d); k, v: (B, heads, M, d); mask: what broadcasts to (B, heads, N, M), bool (True =
     seen) or added to the scores -> (B, heads, N, d).
     """
-    attend = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout)
-    # But for CUDA's, the fused kernels know neither dropout nor a mask that learns; the plain form that takes
-    # their place would keep its matrices, which is more than all other activations of a Swin stage.
-    plain = q.device.type != "cuda" and (dropout > 0 or mask.requires_grad)
-    if plain and torch.is_grad_enabled():
-        return checkpoint(attend, q, k, v, mask, use_reentrant=False)
-    return attend(q, k, v, mask)
+    # But for CUDA's, the fused kernels know neither dropout nor a mask that learns; a plain form takes their
+    # place. Its matrices, more than all other activations of a Swin stage, are computed again when needed.
+    if q.device.type != "cuda" and (dropout > 0 or mask.requires_grad) and torch.is_grad_enabled():
+        return checkpoint(plain_attention, q, k, v, mask, dropout, use_reentrant=False)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """As `attention`, where every query sees something: torch's own plain form looks for those that don't."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
 # ------------------------------------------------------------------------------------------- windows
@@ -291,12 +297,34 @@ def load_backbone(swin: VideoSwin, init: str, path: str | Path) -> None:
 
 
 def read_video_swin(path: Path) -> dict[str, Tensor]:
-    """{"state_dict": {"backbone.*", "cls_head.*"}} -> the backbone's tensors under our names."""
+    """A Video Swin's tensors, under our names.
+
+    From {"state_dict": {"backbone.*", "cls_head.*"}}, as published, or from a VIOLET checkpoint.
+    """
     tensors = read_tensors(path)
-    found = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    if not found:
-        raise UserError(f"{path} has no key under 'backbone.': it is not a Video Swin checkpoint.")
-    return found
+    for prefix in ("backbone.", "enc_img.swin."):
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            return found
+    raise UserError(
+        f"{path} has no key under 'backbone.' or 'enc_img.swin.': it is neither a Video Swin checkpoint nor "
+        "one of VIOLET."
+    )
+
+
+def size_of(tensors: dict[str, Tensor], source: str) -> Size:
+    """Which of `SIZES` a Video Swin's tensors are of; raises `UserError` if none."""
+    norm = tensors.get("patch_embed.norm.weight", torch.empty(0))
+    blocks = {tuple(key.split(".")[1:4:2]) for key in tensors if ".blocks." in key}  # layers.S.blocks.B.
+    depths = Counter(stage for stage, _ in blocks)
+    found = (len(norm), tuple(depths[stage] for stage in sorted(depths)))
+    for size in SIZES.values():
+        if (size.embed_dim, size.depths) == found:
+            return size
+    raise UserError(
+        f"{source} is {found[0]} wide with {'-'.join(map(str, found[1]))} blocks: "
+        f"not one of {', '.join(SIZES)}."
+    )
 
 
 def read_image_swin(path: Path, swin: VideoSwin) -> dict[str, Tensor]:

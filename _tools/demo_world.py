@@ -229,10 +229,10 @@ def render(scene: Scene, frame: int) -> np.ndarray:
 
 def choose_background(chance: random.Random) -> Background:
     """Two muted colours of different brightness in one of the textures."""
-    brightness = chance.uniform(0.28, 0.45)
+    brightness = chance.uniform(0.12, 0.6)
     colours = []
-    for value in (brightness, brightness + chance.uniform(0.06, 0.12)):
-        red, green, blue = colorsys.hsv_to_rgb(chance.random(), chance.uniform(0.0, 0.28), value)
+    for value in (brightness, brightness + chance.uniform(0.06, 0.14)):
+        red, green, blue = colorsys.hsv_to_rgb(chance.random(), chance.uniform(0.0, 0.4), value)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     chance.shuffle(colours)
     return Background(

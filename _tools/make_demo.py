@@ -39,7 +39,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import atomic_path
 
-WORLD_VERSION = 2  # raise it when a change alters pictures or captions: finished sets are then drawn again
+WORLD_VERSION = 3  # raise it when a change alters pictures or captions: finished sets are then drawn again
 FRAMES_PER_SECOND = 8
 
 SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}

@@ -9,7 +9,6 @@ In under a minute, to see that everything is in place:
 """
 
 import argparse
-import functools
 import json
 import os
 import shlex
@@ -26,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modul
 from agent import seeded
 from dataset import Tokens, pretrain_loader
 from lib import Config, World, load_config
-from main_pretrain_yaml import mask
+from masking import mask_batch
 from mvm_targets import make_targets
+from teachers import make_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
@@ -74,6 +74,7 @@ def overrides(data: Path, backbone: Path, output: Path, quick: bool) -> list[str
         "fusion_encoder": f"{data}/bert",
         "tokenizer": f"{data}/bert",
         "vis_backbone_path": backbone,
+        "feature_teacher": backbone,
         "path_output": output,
     } | ({"max_steps": 4} if quick else {})
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
@@ -83,12 +84,16 @@ def overrides(data: Path, backbone: Path, output: Path, quick: bool) -> list[str
 def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, float]:
     """Loss of each MVM target if every hidden patch is given one constant colour, the best there is."""
     batches = []
-    prepare_batch = functools.partial(mask, model=None, config=config, tokens=tokens)
     for number, batch in enumerate(loader.epoch(0)):
-        batches.append(prepare_batch(batch, seeded(config.seed, number)))
+        generator = seeded(config.seed, number)
+        batches.append(
+            mask_batch(
+                batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, generator
+            )
+        )
     losses = {}
-    for name, target in make_targets(config.mvm_target, hidden_size=1).items():
-        hidden = [target.hidden_patches(batch["img"], batch["mvm_mask"]) for batch in batches]
+    for name, target in make_targets(config.mvm_target, 1, teachers=make_teachers(config)).items():
+        hidden = [target.hidden_truth(batch["img"], batch["mvm_mask"])[0] for batch in batches]
         colour = torch.cat(hidden).movedim(1, 0).flatten(1).median(dim=1).values
         total = count = 0.0
         for patches in hidden:
@@ -144,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     chance = chances(load_config("pretrain", given), folder)
     print("\n" + "  ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     print(table(evaluations[0], evaluations[-1], chance))
-    print(f"Reconstructions: {folder / 'mvm.png'}")
+    print("Reconstructions:", *sorted(folder.glob("mvm_*.png")))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Draw what masked visual modelling sees and makes: frames, masked frames, reconstruction and target.
 
     python _tools/show_mvm.py --checkpoint _snapshot/_pretrain_TIME/ckpt_violet_pretrain_10.pt
+    python _tools/show_mvm.py --checkpoint ... --video clip.mp4 --caption "a dog runs" --flow_teacher dis
 
-The config is the `args.json` beside the checkpoint (`--config` names another). The rows are the first of
-its `val_yaml`; `--yaml` names another corpus. In under a minute on a laptop, after `make demo`:
+The config is the `args.json` beside the checkpoint (`--config` names another, `--KEY VALUE` overrides one
+of its keys). The rows are the first of its `val_yaml`; `--yaml` names another corpus, `--video` a file. A
+picture per target, `mvm_TARGET.png`, is put beside the checkpoint or into `--output`. In under a minute on
+a laptop, after `make demo`:
 
     python _tools/show_mvm.py --checkpoint _snapshot/demo/_pretrain_TIME/ckpt_violet_pretrain_1.pt --rows 1
 """
@@ -12,130 +15,229 @@ import argparse
 import dataclasses
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from clips import Item, Sampling, read_video
+
 from agent import seeded, to_device
 from checkpoint import load_checkpoint
-from dataset import MEAN, STD, PretrainCorpus, Tokens, Transform
+from dataset import PretrainCorpus, Tokens, Transform, decode_frame
 from lib import Config, UserError, atomic_path, choose_device, load_config
 from masking import mask_batch
 from model import PretrainModel
+from teachers import to_pixels
+
+Pair = tuple[Tensor, Tensor]  # what the model makes of the hidden patches within the truth, and the truth
+Colours = tuple[np.ndarray, np.ndarray]  # the same as pictures (B, S, H, W, 3) in [0, 1]
 
 
-def read_batch(config: Config, tokens: Tokens, name: str, yaml: str, rows: int, seed: int) -> dict[str, Any]:
-    """The first `rows` pairs of a corpus, masked by random patches and blocks."""
-    transform = Transform(config.img_transform, config.size_img)
-    corpus = PretrainCorpus(yaml, name, tokens, transform, config.size_frame)
-    samples = [corpus.read(i, None) for i in range(min(rows, len(corpus)))]
-    batch = default_collate([{**sample, "valid": True} for sample in samples])
-    masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
-    return mask_batch(batch, masks, config.p_mask, tokens.special, config.size_patch, seeded(seed))
+# ------------------------------------------------------------------------------------------------ colours
+# A colour means the same in both pictures: whatever is fitted is fitted to the truth and used for both.
+
+
+def natural(made: Tensor, truth: Tensor) -> Colours:
+    """Normalised RGB."""
+    return channels_last(to_pixels(made)), channels_last(to_pixels(truth))
+
+
+def grey(made: Tensor, truth: Tensor) -> Colours:
+    """One channel, white at the 99.5th percentile of the truth."""
+    top = truth.flatten().kthvalue(max(1, int(0.995 * truth.numel()))).values.clamp(min=1e-6)
+    return tuple(channels_last((x / top).clamp(0, 1).expand(-1, -1, 3, -1, -1)) for x in (made, truth))  # type: ignore[return-value]
+
+
+def colour_map(made: Tensor, truth: Tensor) -> Colours:
+    """One channel, dark to bright over the range of each clip's truth."""
+    from matplotlib import colormaps
+
+    low, high = truth.amin(dim=(1, 2, 3, 4), keepdim=True), truth.amax(dim=(1, 2, 3, 4), keepdim=True)
+    scaled = [((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)[:, :, 0].numpy() for x in (made, truth)]
+    return tuple(colormaps["inferno"](x)[..., :3] for x in scaled)  # type: ignore[return-value]
+
+
+def wheel(made: Tensor, truth: Tensor) -> Colours:
+    """Flow: hue is the direction (right red, down green-yellow), saturation the length; still is white."""
+    from matplotlib.colors import hsv_to_rgb
+
+    longest = truth.norm(dim=2).amax().clamp(min=1.0)
+    pictures = []
+    for flow in (made, truth):
+        hue = torch.atan2(flow[:, :, 1], flow[:, :, 0]) / (2 * torch.pi) % 1
+        saturation = (flow.norm(dim=2) / longest).clamp(0, 1)
+        pictures.append(hsv_to_rgb(torch.stack([hue, saturation, torch.ones_like(hue)], dim=-1).numpy()))
+    return pictures[0], pictures[1]
+
+
+def components(made: Tensor, truth: Tensor) -> Colours:
+    """Features: the first three principal components of the truth as red, green and blue."""
+    points = truth.movedim(2, -1).flatten(0, -2).double()
+    mean = points.mean(dim=0)
+    axes = torch.linalg.svd(points - mean, full_matrices=False).Vh[:3].T
+    seen = (points - mean) @ axes
+    low, high = seen.amin(dim=0), seen.amax(dim=0)
+    pictures = []
+    for features in (made, truth):
+        places = (features.movedim(2, -1).double() - mean) @ axes
+        places = ((places - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        pictures.append(torch.nn.functional.pad(places, (0, 3 - places.shape[-1])).numpy())
+    return pictures[0], pictures[1]
+
+
+def words(made: Tensor, truth: Tensor) -> Colours:
+    """Words of a visual vocabulary: a colour each, drawn at random once and for all."""
+    count = int(max(made.max(), truth.max())) + 1
+    palette = np.random.default_rng(0).random((max(count, 8192), 3))
+    return palette[made[:, :, 0].long().numpy()], palette[truth[:, :, 0].long().numpy()]
+
+
+COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
+    "pixel": natural,
+    "hog": grey,
+    "depth": colour_map,
+    "optical_flow": wheel,
+    "3d_feature": components,
+    "2d_feature": components,
+    "2d_clip_feature": components,
+    "vq": words,
+}
+
+
+def channels_last(pictures: Tensor) -> np.ndarray:
+    """(B, S, 3, H, W) -> (B, S, H, W, 3)."""
+    return pictures.movedim(2, -1).numpy()
+
+
+# ----------------------------------------------------------------------------------------------- drawing
 
 
 @torch.inference_mode()
-def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, Pair]:
     """For each target: what the model makes of the hidden patches, within the true rest, and the truth."""
     video, text = model.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
     visual = model.fuse(video, text, batch["mask"])[:, : video.shape[1]]
     grid = batch["mvm_mask"].shape[1:]
     pictures = {}
     for name, target in model.targets.items():
-        truth = target.target(batch["img"])
-        size = truth.shape[-1] // grid[-1]
-        hidden = batch["mvm_mask"].repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, None]
-        pictures[name] = (torch.where(hidden, target.reconstruct(visual, grid), truth), truth)
+        truth = target.truth(batch["img"])
+        places = truth.shape[-1] // grid[-1]
+        hidden = target.hidden(batch["mvm_mask"]).repeat_interleave(places, 2).repeat_interleave(places, 3)
+        pictures[name] = (torch.where(hidden[:, :, None], target.reconstruct(visual, grid), truth), truth)
     return pictures
 
 
-def to_pixels(picture: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Normalised RGB (..., 3, H, W), or one channel as grey -> (..., H, W, 3) in [0, 1]."""
-    if picture.shape[-3] == 3:
-        picture = picture * STD + MEAN
-    else:
-        picture = ((picture - low) / max(high - low, 1e-6)).expand(*picture.shape[:-3], 3, -1, -1)
-    return picture.clamp(0, 1).movedim(-3, -1)
-
-
-def draw(
-    batch: dict[str, Any], pictures: dict[str, tuple[Tensor, Tensor]], captions: list[str], path: Path
-) -> None:
-    """A block per clip: a row of its frames for what is seen, and two for each target."""
+def draw(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], path: Path) -> None:
+    """A picture of rows, each (label, (B, T or T-1, H, W, 3)), with the clips side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows: list[tuple[str, Tensor]] = [
-        ("frames", to_pixels(batch["img"])),
-        ("masked", to_pixels(batch["masked_img"])),
-    ]
-    for name, (made, truth) in pictures.items():
-        low, high = (
-            float(truth.min()),
-            float(truth.quantile(0.995)) if truth.numel() < 1e7 else float(truth.max()),
-        )
-        rows += [
-            (f"{name}\nreconstructed", to_pixels(made, low, high)),
-            (f"{name}\ntarget", to_pixels(truth, low, high)),
-        ]
-    clips, frames = batch["img"].shape[:2]
+    clips, frames = rows[0][1].shape[:2]
     figure, axes = pyplot.subplots(
         len(rows), clips * frames, figsize=(1.05 * clips * frames + 1, 1.05 * len(rows) + 0.5), squeeze=False
     )
-    for i, (label, picture) in enumerate(rows):
-        for clip in range(clips):
-            for frame in range(frames):
-                axis = axes[i, clip * frames + frame]
-                axis.imshow(picture[clip, frame].numpy(), interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                axis.spines[:].set_visible(False)
+    for i, (label, pictures) in enumerate(rows):
+        for column, axis in enumerate(axes[i]):
+            clip, frame = divmod(column, frames)
+            if frame < pictures.shape[1]:  # the last frame of a clip is the first of no pair
+                axis.imshow(pictures[clip, frame], interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
         axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     for clip, caption in enumerate(captions):
-        axes[0, clip * frames].set_title(textwrap.fill(caption, 15 * frames), fontsize=6, loc="left")
-    figure.subplots_adjust(left=0.07, right=0.995, top=0.9, bottom=0.01, wspace=0.04, hspace=0.04)
+        axes[0, clip * frames].set_title(textwrap.fill(caption, max(15, 15 * frames)), fontsize=6, loc="left")
+    left = 0.75 / figure.get_size_inches()[0]
+    figure.subplots_adjust(left=left, right=0.995, top=0.88, bottom=0.01, wspace=0.04, hspace=0.04)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read, reconstruct, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+# ------------------------------------------------------------------------------------------------- input
+
+
+def read_rows(config: Config, tokens: Tokens, yaml: str, rows: int) -> list[dict[str, Any]]:
+    """The first `rows` pairs of a corpus; of the config's evaluation corpora if none is named."""
+    corpora = {Path(yaml).stem: yaml} if yaml else config.val_yaml
+    if not corpora:
+        raise UserError("the config has no val_yaml: name a corpus with --yaml, or a file with --video.")
+    name, path = next(iter(corpora.items()))
+    corpus = PretrainCorpus(
+        path, name, tokens, Transform(config.img_transform, config.size_img), config.size_frame
+    )
+    return [corpus.read(i, None) for i in range(min(rows, len(corpus)))]
+
+
+def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[dict[str, Any]]:
+    """A video file as a sample of its own."""
+    item = Item(Path(path).stem, (caption,), Path(path), "video")
+    try:
+        stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a video: {error}") from error
+    frames = [decode_frame(frame, i) for i, frame in enumerate(stored)]
+    txt, mask = tokens(caption)
+    return [{"img": Transform(config.img_transform, config.size_img)(frames, None), "txt": txt, "mask": mask}]
+
+
+def make_batch(config: Config, tokens: Tokens, samples: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Samples as a batch, masked by random patches and blocks."""
+    batch = default_collate([{**sample, "valid": True} for sample in samples])
+    masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
+    return mask_batch(batch, masks, config.p_mask, tokens.special, config.size_patch, seeded(seed))
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of this program, and the config's keys that are overridden."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="state dict of a pre-training run")
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
-    parser.add_argument(
-        "--yaml", default="", help="corpus to read; default: the first of the config's val_yaml"
-    )
+    parser.add_argument("--yaml", default="", help="corpus; default: the first of the config's val_yaml")
     parser.add_argument("--rows", type=int, default=3, help="clips to draw")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", default="", help="picture; default: mvm.png beside the checkpoint")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--video", default="", help="a video file instead")
+    parser.add_argument("--caption", default="", help="what is to be seen in it")
+    parser.add_argument("--draw_seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--output", default="", help="folder; default: that of the checkpoint")
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read, reconstruct, draw."""
+    options, keys = parse(arguments)
     folder = Path(options.checkpoint).parent
-    config = load_config("pretrain", ["--config", options.config or str(folder / "args.json")])
+    config = load_config("pretrain", ["--config", options.config or str(folder / "args.json"), *keys])
     config = dataclasses.replace(config, path_ckpt=options.checkpoint)
-    corpora = {Path(options.yaml).stem: options.yaml} if options.yaml else config.val_yaml
-    if not corpora:
-        raise UserError("the config has no val_yaml: name a corpus with --yaml.")
-    name, yaml = next(iter(corpora.items()))
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
-    device = choose_device(options.device)
+    if options.video:
+        samples = read_clip(config, tokens, options.video, options.caption)
+    else:
+        samples = read_rows(config, tokens, options.yaml, options.rows)
+    device = choose_device(config.device)
     model = PretrainModel.from_config(config)
-    load_checkpoint(model, options.checkpoint)
+    load_checkpoint(model, options.checkpoint, model.match_heads)
     model = model.to(device).eval()
-    batch = to_device(read_batch(config, tokens, name, yaml, options.rows, options.seed), device)
-    pictures = {k: (a.cpu(), b.cpu()) for k, (a, b) in reconstruct(model, batch).items()}
+    batch = to_device(make_batch(config, tokens, samples, options.draw_seed), device)
+    pairs = {
+        name: (made.cpu().float(), truth.cpu().float())
+        for name, (made, truth) in reconstruct(model, batch).items()
+    }
     captions = [tokens.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["txt"]]
-    path = Path(options.output or folder / "mvm.png")
-    draw(to_device(batch, torch.device("cpu")), pictures, captions, path)
-    print(path)
+    seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
+    rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
+    for name, pair in pairs.items():
+        made, truth = COLOURS[name](*pair)
+        path = Path(options.output or folder) / f"mvm_{name}.png"
+        draw([*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)], captions, path)
+        print(path)
 
 
 if __name__ == "__main__":

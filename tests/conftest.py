@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertTokenizerFast
 
+from masking import SpecialTokens, mask_batch
 from model import PretrainModel
 from video_swin import Size
 
@@ -97,3 +98,48 @@ def write_corpus(folder: Path, name: str, rows: int = 12, frames: int = 6, image
         f"image: {str(image).lower()}\n"
     )
     return path
+
+
+def masked_batch(size=5, frames=3, pixels=64, p=0.4, seed=0, reads=lambda patches: patches) -> dict:
+    """A batch of noise as the model of pre-training takes it; the vocabulary is of 128 words."""
+    generator = torch.Generator().manual_seed(seed)
+    txt = torch.randint(5, 128, (size, 8), generator=generator)
+    txt[:, 0], txt[:, 5], txt[:, 6:] = 2, 3, 0
+    batch = {
+        "img": torch.randn(size, frames, 3, pixels, pixels, generator=generator),
+        "txt": txt,
+        "mask": (txt > 0).long(),
+        "valid": torch.ones(size, dtype=torch.bool),
+    }
+    special = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
+    return mask_batch(batch, ["rm"], p, special, 32, generator, reads=reads)
+
+
+class Noise:
+    """A teacher that knows nothing: a truth of any shape, the same for the same clips."""
+
+    def __init__(self, width: int, places: int = 1, pairs: bool = False, words: int = 0) -> None:
+        self.width, self.places, self.pairs, self.words = words or width, places, pairs, words
+        self.channels = width
+        self.asked = 0
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        clips, number, _, height, width = frames.shape
+        grid = (height // 32 * self.places, width // 32 * self.places)
+        shape = (clips, number - self.pairs, self.channels, *grid)
+        generator = torch.Generator().manual_seed(7)
+        noise = torch.randn(shape, generator=generator)
+        return (noise.abs() * self.words).long() % self.words if self.words else noise
+
+
+def noise_teachers() -> dict[str, Noise]:
+    """One for every target that has a teacher."""
+    return {
+        "depth": Noise(1, 32),
+        "optical_flow": Noise(2, 32, pairs=True),
+        "vq": Noise(1, 4, words=60),
+        "3d_feature": Noise(24),
+        "2d_feature": Noise(24),
+        "2d_clip_feature": Noise(20),
+    }

@@ -220,7 +220,7 @@ def test_gradients_are_clipped_and_accumulated(tmp_path):
     values = agent_of(tmp_path / "b", halves, max_grad_norm=0.0).train_step(parts)
     torch.testing.assert_close(whole.weight, halves.weight)
     torch.testing.assert_close(whole.weight.grad, halves.weight.grad)
-    assert values["loss"] == values["error"]
+    assert values["loss"].value == values["error"].value
     clipped = Regression()
     agent_of(tmp_path / "c", clipped, max_grad_norm=0.01).train_step([batch])
     assert clipped.weight.grad.norm() == pytest.approx(0.01, rel=1e-3)
@@ -285,7 +285,7 @@ def pretrain_steps(folder: Path, world: World, batch: dict) -> dict[str, torch.T
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     for agent.step in (2, 3):
         values = agent.train_step([batch])
-    return {"loss": values["loss"], **gradients}
+    return {"loss": values["loss"].value, **gradients}
 
 
 def train_on_one_of_two(rank: int, port: int, folder: Path) -> None:

@@ -2,31 +2,16 @@
 
 import pytest
 import torch
-from conftest import SWIN, tiny_bert
+from conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from checkpoint import load_checkpoint
 from lib import Config, UserError
-from masking import SpecialTokens, mask_batch
 from model import PretrainModel, bert_config, read_bert
-from mvm_targets import TARGETS, hog_picture, make_targets
-
-SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
-
-
-def masked_batch(size=5, frames=3, pixels=64, p=0.4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    txt = torch.randint(5, 128, (size, 8), generator=generator)
-    txt[:, 0], txt[:, 5], txt[:, 6:] = 2, 3, 0
-    batch = {
-        "img": torch.randn(size, frames, 3, pixels, pixels, generator=generator),
-        "txt": txt,
-        "mask": (txt > 0).long(),
-        "valid": torch.ones(size, dtype=torch.bool),
-    }
-    return mask_batch(batch, ["rm"], p, SPECIAL, 32, generator)
+from mvm_targets import TARGETS
+from teachers import DptTeacher
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -112,61 +97,6 @@ def test_mixed_precision_is_close(tiny_model, dtype):
     sum(mean.value for mean in got.values()).backward()
 
 
-def test_pixel_loss_is_the_published_normalisation():
-    target = make_targets(["pixel"], 16)["pixel"]
-    frames, visual = torch.randn(1, 2, 3, 64, 64), torch.randn(1, 2 * 5, 16)
-    mask = torch.zeros(1, 2, 2, 2)
-    mask[0, 1, 0, 1] = 1
-    token = visual[0, 5 + 1 + 1]
-    got = target.heads["decoder_pixel"][1](target.heads["decoder_pixel"][0](token[None, :, None, None]))
-    error = (got - frames[0, 1, :, :32, 32:]).abs().sum() / (3 * 32 * 32 + 1e-5) / 3
-    torch.testing.assert_close(target.loss(visual, frames, mask).value, error)
-    picture = target.reconstruct(visual, (2, 2, 2))
-    torch.testing.assert_close(picture[0, 1, :, :32, 32:], got[0])
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (3, 50, 67), (3, 8, 8), (2, 2, 3, 24, 32)], ids=str)
-def test_hog_equals_scikit_image(shape):
-    from skimage.feature import hog
-
-    frames = (torch.rand(shape) * 255).round() / 50
-    got = hog_picture(frames)
-    assert got.shape == (*shape[:-3], *shape[-2:])
-    for frame, picture in zip(frames.reshape(-1, *shape[-3:]), got.reshape(-1, *shape[-2:]), strict=True):
-        _, want = hog(frame.permute(1, 2, 0).numpy(), 9, (8, 8), (1, 1), visualize=True, channel_axis=-1)
-        assert (picture - torch.from_numpy(want)).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_targets_are_float32_under_autocast(dtype):
-    target = make_targets(["hog"], 16)["hog"]
-    frames, mask = torch.randn(1, 1, 3, 32, 32), torch.ones(1, 1, 1, 1)
-    with torch.autocast("cpu", dtype):
-        patches = target.hidden_patches(frames, mask)
-    assert torch.equal(patches[0, 0], hog_picture(frames[0, 0]))
-
-
-def test_two_targets_of_one_head_name_are_an_error(monkeypatch):
-    class Other(TARGETS["pixel"]):
-        name = "other"
-
-    monkeypatch.setitem(TARGETS, "other", Other)
-    with pytest.raises(ValueError, match="head called decoder_pixel"):
-        PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel", "other"])
-
-
-def test_hog_of_flat_and_of_tiny_frames():
-    assert (hog_picture(torch.ones(3, 32, 32)) == 0).all()
-    with pytest.raises(UserError, match="at least 8 px"):
-        hog_picture(torch.ones(3, 4, 32))
-
-
-def test_a_target_without_a_class_is_named():
-    with pytest.raises(UserError, match="mvm_target depth is not built; there are pixel, hog"):
-        make_targets(["pixel", "depth"], 8)
-    assert {"pixel", "hog"} <= set(TARGETS)
-
-
 # -- weights
 
 
@@ -247,3 +177,127 @@ def test_checkpoint_may_lack_heads_but_no_part_of_an_encoder(tmp_path, tiny_mode
         load_checkpoint(tiny_model, str(tmp_path / "a.pt"))
     with pytest.raises(UserError, match="does not exist"):
         load_checkpoint(tiny_model, str(tmp_path / "none.pt"))
+
+
+ALL = ["3d_feature", "2d_feature", "2d_clip_feature", "pixel", "hog", "optical_flow", "depth", "vq"]
+
+
+def model_of(targets, **options) -> PretrainModel:
+    return PretrainModel(
+        tiny_bert(), tiny_bert(), SWIN, targets=targets, teachers=noise_teachers(), **options
+    )
+
+
+@pytest.mark.parametrize("targets", [*([name] for name in ALL), ["2d_feature", "pixel"], ALL], ids=str)
+def test_every_target_trains_its_head_and_the_encoders(targets):
+    model = model_of(targets)
+    output = model(masked_batch(reads=model.reads))
+    assert [name for name in output.losses if name.startswith("mvm")] == [f"mvm_{name}" for name in targets]
+    torch.stack([mean.value for name, mean in output.losses.items() if "mvm" in name]).sum().backward()
+    trained = [*model.mvm_heads.values(), model.trsfr, model.enc_img.swin]
+    for name, parameter in nn.ModuleList(trained).named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0 or "key.bias" in name, name
+
+
+def test_positions_that_a_target_reads_are_those_that_it_needs():
+    model = model_of(ALL).eval()
+    batch = masked_batch(reads=model.reads)
+    everything = {**batch, "positions": torch.arange(3 * 5 + 8).expand(5, -1)}
+    for name, mean in model(everything).losses.items():
+        torch.testing.assert_close(model(batch).losses[name].value, mean.value)
+
+
+def test_several_targets_keep_their_own_heads():
+    model = model_of(["2d_feature", "2d_clip_feature", "vq", "pixel"])
+    assert list(model.mvm_heads) == [
+        "fc_mvm_2d_feature",
+        "fc_mvm_2d_clip_feature",
+        "decoder_vq",
+        "fc_mvm_vq",
+        "decoder_pixel",
+    ]
+    assert list(model_of(["vq", "pixel"]).mvm_heads) == ["decoder_vq", "fc_mvm", "decoder_pixel"]
+    assert list(model_of(["optical_flow", "depth", "hog"]).mvm_heads) == [
+        "decoder_flow",
+        "decoder_depth",
+        "decoder_hog",
+    ]
+
+
+def test_teachers_are_in_no_state_dict():
+    teacher = nn.Linear(3, 3)
+    model = PretrainModel(
+        tiny_bert(), tiny_bert(), SWIN, targets=["depth"], teachers={"depth": DptTeacher(teacher, width=1)}
+    )
+    assert not any(teacher.weight is parameter for parameter in model.parameters())
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        "enc_img",
+        "enc_txt",
+        "trsfr",
+        "fc",
+        "fc_mtm",
+        "decoder_depth",
+    }
+    assert not teacher.weight.requires_grad
+
+
+def test_weight_of_a_target_counts_in_the_sum_alone():
+    plain, weighted = model_of(["pixel", "hog"]), model_of(["pixel", "hog"], mvm_weight={"hog": 3.0})
+    weighted.load_state_dict(plain.state_dict())
+    outputs = [model.eval()(masked_batch()) for model in (plain, weighted)]
+    assert [output.weight("mvm_hog") for output in outputs] == [1.0, 3.0]
+    assert [output.weight("mvm_pixel") for output in outputs] == [1.0, 1.0]
+    assert outputs[0].losses["mvm_hog"].value == outputs[1].losses["mvm_hog"].value
+
+
+def test_images_without_mvm_ask_no_teacher_but_keep_the_heads_in_the_graph():
+    model = model_of(["depth", "vq"], mvm_on_images=False)
+    output = model(masked_batch(frames=1))
+    assert [float(output.losses[f"mvm_{name}"].value.detach()) for name in ("depth", "vq")] == [0, 0]
+    assert [teacher.asked for teacher in (t.teacher for t in model.targets.values())] == [0, 0]
+    torch.stack([mean.value for mean in output.losses.values()]).sum().backward()
+    for head in model.mvm_heads.values():
+        assert all(not parameter.grad.any() for parameter in head.parameters())
+    assert float(model(masked_batch(frames=2)).losses["mvm_depth"].value) > 0
+
+
+def test_flow_of_a_one_frame_clip_is_no_loss():
+    model = model_of(["optical_flow"])
+    loss = model(masked_batch(frames=1)).losses["mvm_optical_flow"]
+    assert (float(loss.value), float(loss.count)) == (0, pytest.approx(0, abs=1e-4))
+    loss.value.backward()
+    assert all(not parameter.grad.any() for parameter in model.decoder_flow.parameters())
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "moves"),
+    [
+        (["2d_feature"], ["2d_feature"], {"fc_mvm": "fc_mvm"}),
+        (["2d_feature"], ["3d_feature"], {"fc_mvm": "fc_mvm"}),
+        (["2d_feature"], ["pixel", "2d_clip_feature", "2d_feature"], {"fc_mvm": "fc_mvm_2d_feature"}),
+        (["2d_feature", "3d_feature"], ["3d_feature"], {"fc_mvm_2d_feature": "fc_mvm"}),
+        (["vq"], ["2d_feature", "vq"], {"decoder_vq": "decoder_vq", "fc_mvm": "fc_mvm_vq"}),
+        (["2d_feature"], ["2d_clip_feature"], {}),
+        (["2d_feature"], ["vq"], {}),
+        (["pixel"], ["hog"], {}),
+    ],
+    ids=str,
+)
+def test_heads_of_a_checkpoint_go_to_the_targets_that_they_fit(tmp_path, stored, wanted, moves):
+    source, model = model_of(stored), model_of(wanted)
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    before = {name: head.state_dict() for name, head in model_of(wanted).mvm_heads.items()}
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    load_checkpoint(model, str(tmp_path / "a.pt"), model.match_heads)
+    for old, new in moves.items():
+        torch.testing.assert_close(
+            model.mvm_heads[new].state_dict(), source.mvm_heads[old].state_dict(), rtol=0, atol=0
+        )
+    for name in before.keys() - moves.values():
+        for key, value in model.mvm_heads[name].state_dict().items():
+            assert torch.equal(value, start[f"{name}.{key}"])
+
+
+def test_registry_holds_the_targets_of_the_config():
+    assert sorted(TARGETS) == sorted(ALL)

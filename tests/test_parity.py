@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from seeded import fill, seeded_tensor
 from transformers import BertConfig
 
 from agent import MIN_LR, parameter_groups, warmup_linear
 from dataset import STD, Transform, decode_frame, even_frames, every_clip
 from fusion import take, visible
+from hog import hog_picture
 from model import PretrainModel
-from mvm_targets import hog_picture, make_targets
+from mvm_targets import make_targets
 from video_swin import Size, VideoSwin
 
 PATH = Path(os.environ.get("PARITY_NPZ", Path(__file__).parent / "fixtures" / "original.npz"))
@@ -148,15 +150,44 @@ def test_attention_received(model):
     assert_close(got, "attention/scores")
 
 
-@pytest.mark.parametrize("name", ["pixel", "hog"])
+def truth_of(name, grid):
+    """What the teacher of a target made, in our layout (B, S, C, rows, columns)."""
+    clips, frames, height = len(expected("mvm/patch_mask")), *grid[:2]
+    if name == "pixel":
+        return seeded("img")
+    if name == "vq":
+        return rearrange(expected("mvm/vq_target").long(), "(b t) h w -> b t 1 h w", b=clips)
+    truth = seeded(f"mvm/{name}_target")
+    if name == "hog":
+        return truth.abs()[:, :, None]
+    if name == "depth":
+        return rearrange(truth.abs(), "(b t) h w -> b t 1 h w", b=clips)
+    if name == "optical_flow":
+        truth = 5 * truth
+        truth[0] = 60.0
+        return truth.unflatten(0, (clips, frames - 1))
+    if name == "3d_feature":
+        return rearrange(truth, "b c t h w -> b t c h w")
+    return rearrange(truth, "(b t) (h w) c -> b t c h w", b=clips, h=height)
+
+
+@pytest.mark.parametrize("name", [key[4:-5] for key in keys("mvm/") if key.endswith("_loss")])
 @torch.inference_mode()
 def test_mvm_loss(name, model):
     visual, patches = expected("mvm/out_visual"), expected("mvm/patch_mask")
     target = make_targets([name], visual.shape[2])[name]
-    fill(torch.nn.ModuleDict(target.heads))
-    if name == "hog":
-        target.target = lambda frames: seeded("mvm/hog_target").abs()[:, :, None]
-    assert_close(target.loss(visual, seeded("img"), patches).value, f"mvm/{name}_loss")
+    heads = torch.nn.ModuleDict(target.heads)
+    fill(heads.eval())
+    target.truth = lambda frames: truth_of(name, patches.shape[1:])
+    predicted, truth = target.compare(visual, seeded("img"), patches)
+    assert_close(target.error(predicted, truth).value, f"mvm/{name}_loss")
+    for score, mean in target.scores(predicted, truth).items():
+        assert_close(mean.value, f"mvm/{name}_{score}")
+
+
+def test_vq_keys():
+    heads = torch.nn.ModuleDict(make_targets(["vq"], expected("mvm/out_visual").shape[2])["vq"].heads)
+    assert names(heads) == sorted(NPZ["vq/keys"].tolist())
 
 
 def test_schedule():

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SWIN, tiny_bert, write_corpus
+from conftest import SWIN, noise_teachers, tiny_bert, write_corpus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "_tools"))
 import make_backbone
@@ -15,7 +15,7 @@ import make_demo
 import run_demo
 import show_mvm
 
-from lib import Config, load_config
+from lib import Config, UserError, load_config
 from model import PretrainModel
 from video_swin import SIZES, VideoSwin, load_backbone
 
@@ -40,26 +40,70 @@ def config(tmp_path, bert_folder):
     )
 
 
-def test_the_picture_of_reconstructions(tmp_path, config):
-    config.save(tmp_path / "args.json")
-    torch.save(PretrainModel.from_config(config).state_dict(), tmp_path / "model.pt")
-    show_mvm.main(["--checkpoint", str(tmp_path / "model.pt"), "--rows", "2", "--device", "cpu"])
-    picture = cv2.imread(str(tmp_path / "mvm.png"))
-    assert picture.shape[1] > picture.shape[0] / 2 > 100
-    assert picture.std() > 10
+def saved(config, folder) -> list[str]:
+    """A run's folder with a checkpoint of nothing learnt; the arguments that name it."""
+    config.save(folder / "args.json")
+    model = PretrainModel.from_config(config)
+    torch.save(model.state_dict(), folder / "model.pt")
+    return ["--checkpoint", str(folder / "model.pt"), "--device", "cpu"]
+
+
+def test_a_picture_per_target(tmp_path, config):
+    show_mvm.main([*saved(config, tmp_path), "--rows", "2"])
+    for name in ("pixel", "hog"):
+        picture = cv2.imread(str(tmp_path / f"mvm_{name}.png"))
+        assert picture.shape[1] > picture.shape[0] / 2 > 100
+        assert picture.std() > 10
+
+
+def test_pictures_of_a_video_file_and_of_other_targets(tmp_path, config, capsys):
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 80))
+    for i in range(12):
+        writer.write(np.full((80, 96, 3), 20 * i, np.uint8))
+    writer.release()
+    arguments = [*saved(config, tmp_path), "--mvm_target", '["optical_flow"]', "--flow_teacher", "dis"]
+    show_mvm.main([*arguments, "--video", str(video), "--caption", "red", "--output", str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mvm_optical_flow.png"]
+    assert str(tmp_path / "out" / "mvm_optical_flow.png") in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"model\.pt cannot be read as a video"):
+        show_mvm.main([*arguments, "--video", str(tmp_path / "model.pt")])
 
 
 def test_what_is_seen_is_left_as_it_is():
-    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel"]).eval()
+    names = [name for name in show_mvm.COLOURS if name != "optical_flow"]
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=names, teachers=noise_teachers()).eval()
     txt = torch.full((1, 4), 9)
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1, 0] = True
     img = torch.randn(1, 1, 3, 64, 64)
     batch = {"img": img, "masked_img": img, "masked_txt": txt, "mask": torch.ones_like(txt), "mvm_mask": mask}
-    made, truth = show_mvm.reconstruct(model, batch)["pixel"]
-    changed = (made != truth).any(2)[0, 0]
-    assert changed[32:, :32].all()
-    assert changed.sum() == 32 * 32
+    for name, (made, truth) in show_mvm.reconstruct(model, batch).items():
+        changed = (made != truth).any(2)[0, 0]
+        half = changed.shape[0] // 2
+        assert changed[half:, :half].float().mean() > 0.9, name
+        assert changed.sum() == changed[half:, :half].sum(), name
+
+
+@pytest.mark.parametrize("name", show_mvm.COLOURS)
+def test_colours_mean_the_same_in_both_pictures(name):
+    channels = {"pixel": 3, "hog": 1, "depth": 1, "optical_flow": 2, "vq": 1}.get(name, 20)
+    truth = torch.randn(2, 3, channels, 8, 8)
+    truth = (truth.abs() * 50).long().float() if name == "vq" else truth
+    made = truth.clone()
+    made[0, 0, :, :4] = 2 * made[0, 0, :, :4]  # half a picture is twice too strong, the rest is right
+    ours, theirs = show_mvm.COLOURS[name](made, truth)
+    assert ours.shape == theirs.shape == (2, 3, 8, 8, 3)
+    assert 0 <= ours.min() <= ours.max() <= 1
+    assert np.array_equal(ours[0, 0, 4:], theirs[0, 0, 4:])
+    assert np.array_equal(ours[1], theirs[1])
+    assert not np.array_equal(ours[0, 0, :4], theirs[0, 0, :4])
+
+
+def test_flow_to_the_right_is_red_and_no_flow_white():
+    flow = torch.zeros(1, 1, 2, 1, 2)
+    flow[..., 0, 0, 0] = 5.0
+    assert show_mvm.wheel(flow, flow)[1][0, 0, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
 def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):

@@ -1,0 +1,101 @@
+"""The loss of each target, and the picture of HOG."""
+
+import pytest
+import torch
+from conftest import Noise, noise_teachers
+
+from hog import hog_picture
+from lib import UserError
+from mvm_targets import make_targets
+
+
+def test_pixel_loss_is_the_published_normalisation():
+    target = make_targets(["pixel"], 16)["pixel"]
+    frames, visual = torch.randn(1, 2, 3, 64, 64), torch.randn(1, 2 * 5, 16)
+    mask = torch.zeros(1, 2, 2, 2)
+    mask[0, 1, 0, 1] = 1
+    token = visual[0, 5 + 1 + 1]
+    got = target.heads["decoder_pixel"][1](target.heads["decoder_pixel"][0](token[None, :, None, None]))
+    error = (got - frames[0, 1, :, :32, 32:]).abs().sum() / (3 * 32 * 32 + 1e-5) / 3
+    torch.testing.assert_close(target.loss(visual, frames, mask).value, error)
+    picture = target.reconstruct(visual, (2, 2, 2))
+    torch.testing.assert_close(picture[0, 1, :, :32, 32:], got[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (3, 50, 67), (3, 8, 8), (2, 2, 3, 24, 32)], ids=str)
+def test_hog_equals_scikit_image(shape):
+    from skimage.feature import hog
+
+    frames = (torch.rand(shape) * 255).round() / 50
+    got = hog_picture(frames)
+    assert got.shape == (*shape[:-3], *shape[-2:])
+    for frame, picture in zip(frames.reshape(-1, *shape[-3:]), got.reshape(-1, *shape[-2:]), strict=True):
+        _, want = hog(frame.permute(1, 2, 0).numpy(), 9, (8, 8), (1, 1), visualize=True, channel_axis=-1)
+        assert (picture - torch.from_numpy(want)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_targets_are_float32_under_autocast(dtype):
+    target = make_targets(["hog"], 16)["hog"]
+    frames, mask = torch.randn(1, 1, 3, 32, 32), torch.ones(1, 1, 1, 1)
+    with torch.autocast("cpu", dtype):
+        truth, _ = target.hidden_truth(frames, mask)
+    assert torch.equal(truth[0, 0], hog_picture(frames[0, 0]))
+
+
+def test_hog_of_flat_and_of_tiny_frames():
+    assert (hog_picture(torch.ones(3, 32, 32)) == 0).all()
+    with pytest.raises(UserError, match="at least 8 px"):
+        hog_picture(torch.ones(3, 4, 32))
+
+
+def test_flow_is_read_and_learnt_at_either_frame_of_a_pair():
+    target = make_targets(["optical_flow"], 16)["optical_flow"]
+    mask = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
+    mask[0, 1, 0, 1] = True
+    assert target.hidden(mask)[0, :, 0, 1].tolist() == [True, True, False]
+    assert target.reads(mask)[0, :, 0, 1].tolist() == [True, True, True, False]
+    assert target.hidden(mask).sum() == 2
+    assert target.reads(mask).sum() == 3
+
+
+def test_pair_that_moves_too_far_is_left_out():
+    target = make_targets(["optical_flow"], 16, teachers={"optical_flow": Noise(2, 32, pairs=True)})[
+        "optical_flow"
+    ]
+    frames, visual = torch.randn(1, 3, 3, 64, 64), torch.randn(1, 3 * 5, 16)
+    mask, flow = torch.ones(1, 3, 2, 2), torch.zeros(1, 2, 2, 64, 64)
+    flow[0, 0, :, 5, 5] = torch.tensor([30.0, 41.0])  # 50.8 px
+    target.truth = lambda _: flow
+    assert target.compare(visual, frames, mask)[1].shape == (4, 2, 32, 32)
+    flow[0, 0, :, 5, 5] = torch.tensor([30.0, 39.0])  # 49.2 px
+    assert target.compare(visual, frames, mask)[1].shape == (8, 2, 32, 32)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 3), (1, 1, 1), (2, 3, 2)], ids=str)
+def test_reconstructions_are_shaped_as_the_truth(shape):
+    frames = torch.randn(2, shape[0], 3, 32 * shape[1], 32 * shape[2])
+    visual = torch.randn(2, shape[0] * (1 + shape[1] * shape[2]), 32)
+    teachers = noise_teachers()
+    for name, target in make_targets([*teachers, "pixel", "hog"], 32, teachers=teachers).items():
+        picture = target.reconstruct(visual, shape)
+        truth = target.truth(frames)
+        assert picture.shape == truth.shape, name
+        assert picture.is_floating_point() == truth.is_floating_point(), name
+
+
+def test_loss_is_that_of_the_masked_patches_alone():
+    target = make_targets(["3d_feature"], 16, teachers={"3d_feature": Noise(24)})["3d_feature"]
+    frames, visual = torch.randn(2, 3, 3, 64, 64), torch.randn(2, 3 * 5, 16)
+    target.head.eval()
+    mask = torch.zeros(2, 3, 2, 2)
+    mask[1, 2, 1, 0] = 1
+    error = target.head(visual[1, 2 * 5 + 1 + 2]) - target.truth(frames)[1, 2, :, 1, 0]
+    want = error.abs().sum() / 3 / (1 + 1e-5)
+    torch.testing.assert_close(target.loss(visual, frames, mask).value, want)
+
+
+def test_target_without_its_teacher_says_so():
+    target = make_targets(["depth"], 16)["depth"]
+    with pytest.raises(UserError, match="depth was made without its teacher"):
+        target.truth(torch.zeros(1, 1, 3, 32, 32))
