@@ -47,10 +47,9 @@ def cell_histograms(frames: Tensor, orientations: int, cell: int) -> Tensor:
 
 
 def strongest_channel(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (..., C, H, W) -> those of the first channel with the largest magnitude, and it: (..., H, W)."""
-    channels = zip(
-        *(x.unbind(dim=-3) for x in (down, right, down.square().addcmul_(right, right))), strict=True
-    )
+    """Gradients (..., C, H, W) -> of the first channel with the largest magnitude, and that: (..., H, W)."""
+    squares = down.square().addcmul_(right, right)
+    channels = zip(*(x.unbind(dim=-3) for x in (down, right, squares)), strict=True)
     best_down, best_right, best = next(channels)
     for other_down, other_right, square in channels:
         larger = square > best
