@@ -176,7 +176,10 @@ class Averages:
             self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))
 
     def figures(self, world: World) -> dict[str, float]:
-        """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes."""
+        """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes.
+
+        What no batch had anything for is left out.
+        """
         sums: dict[str, tuple[float, float]] = {}
         weights: dict[str, float] = {}
         for other, known in world.gather((self.sums, self.weights)):
@@ -184,8 +187,8 @@ class Averages:
             for name, (total, count) in other.items():
                 past = sums.get(name, (0.0, 0.0))
                 sums[name] = (past[0] + total, past[1] + count)
-        means = {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
-        return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
+        means = {name: total / count for name, (total, count) in sums.items() if count >= 1}
+        return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}
 
 
 # ------------------------------------------------------------------------------------------------- agent

@@ -95,6 +95,21 @@ def test_a_run_writes_what_its_user_looks_for(monkeypatch, arguments):
     assert not torch.equal(states[0]["fc.1.weight"], states[1]["fc.1.weight"])
 
 
+def test_several_targets_are_weighted_in_the_sum_and_images_can_be_left_out(monkeypatch, arguments):
+    given = [*arguments, "--mvm_target", '["pixel", "optical_flow"]', "--flow_teacher", "dis"]
+    given += ["--mvm_weight", '{"pixel": 3}', "--mvm_on_images", "false", "--eval_start", "true"]
+    folder = run(monkeypatch, [*given, "--max_steps", "6"])
+    metrics = lines(folder / "metrics.jsonl")
+    with_mvm = [row for row in metrics if "mvm_pixel" in row]  # of pictures it is not logged as zero, but not
+    assert 0 < len(with_mvm) < len(metrics) == 6
+    for row in metrics:
+        mvm = 3 * row.get("mvm_pixel", 0) + row.get("mvm_optical_flow", 0)
+        assert row["loss"] == pytest.approx(row["mlm"] + row["vtm"] + mvm, rel=1e-5)
+    evaluation = lines(folder / "eval.jsonl")[0]
+    assert evaluation["mvm_pixel"] == evaluation["clips_mvm_pixel"] > 0
+    assert "cc3m_mvm_pixel" not in evaluation
+
+
 def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(monkeypatch, arguments):
     first, second = (run(monkeypatch, [*arguments, "--max_steps", "6"]) for _ in range(2))
     losses = [[row["loss"] for row in lines(folder / "metrics.jsonl")] for folder in (first, second)]

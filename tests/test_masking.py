@@ -97,6 +97,13 @@ def test_each_sample_draws_one_kind():
     assert torch.equal(attended, empty)
 
 
+def test_without_kinds_nothing_is_hidden():
+    mask, attended = patch_mask([], 5, (2, 3, 4), 0.5, Generator())
+    assert mask.shape == (5, 2, 3, 4)
+    assert not mask.any()
+    assert not attended.any()
+
+
 def test_hidden_patches_are_zero_and_the_rest_untouched():
     frames = torch.randn(2, 3, 3, 64, 96) + 5
     mask = random_mask(2, (3, 2, 3), 0.5, generator())
