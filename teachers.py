@@ -5,6 +5,7 @@ batch's frames (B, T, 3, H, W), not masked and ImageNet-normalised, and makes of
 was trained on (Deviation 3: published, all but Video Swin are fed ImageNet-normalised frames).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -139,12 +140,15 @@ class TimmTeacher(FrameTeacher):
         return rearrange(patches, "n (h w) c -> n c h w", h=pixels.shape[-2] // 32)
 
 
-def timm_teacher(key: str, architecture: str, **flexible: Any) -> Maker:
+# what makes timm's architectures, by the beginning of their names, take other sizes than they were trained on
+ANY_SIZE: dict[str, dict[str, Any]] = {"swin": {"strict_img_size": False}, "vit": {"dynamic_img_size": True}}
+
+
+def timm_teacher(key: str, architecture: str) -> Maker:
     """The maker of a teacher from the timm model that config key `key` names.
 
     That is a folder as timm saves it (config.json, model.safetensors), a file of weights of
-    `architecture`, or a model of the Hugging Face hub, which is downloaded. `flexible` makes the
-    architecture take frames of other sizes than it was trained on.
+    `architecture`, or a model of the Hugging Face hub, which is downloaded.
     """
 
     def from_config(config: Config, options: dict[str, Any]) -> Teacher:
@@ -154,8 +158,12 @@ def timm_teacher(key: str, architecture: str, **flexible: Any) -> Maker:
         path = Path(name)
         if not path.exists() and not random:
             path = download(name, key, ("config.json", "model.safetensors"))
-        source = f"local-dir:{path}" if path.is_dir() else architecture
-        network: Any = timm.create_model(source, pretrained=False, num_classes=0, **flexible)
+        source, kind = architecture, architecture
+        if path.is_dir():
+            source = f"local-dir:{path}"
+            kind = architecture_in(path)
+        sizes = next((value for start, value in ANY_SIZE.items() if kind.startswith(start)), {})
+        network: Any = timm.create_model(source, pretrained=False, num_classes=0, **sizes)
         if not random:
             load_tensors(network, read_tensors(weights_in(path)), source=str(path))
         if network.feature_info[-1]["reduction"] != 32:
@@ -319,12 +327,8 @@ class DalleTeacher(FrameTeacher):
 
 TEACHERS: dict[str, Maker] = {
     "3d_feature": VideoSwinTeacher.from_config,
-    "2d_feature": timm_teacher(
-        "image_teacher", architecture="swin_base_patch4_window7_224", strict_img_size=False
-    ),
-    "2d_clip_feature": timm_teacher(
-        "clip_teacher", architecture="vit_base_patch32_clip_224", dynamic_img_size=True
-    ),
+    "2d_feature": timm_teacher("image_teacher", "swin_base_patch4_window7_224"),
+    "2d_clip_feature": timm_teacher("clip_teacher", "vit_base_patch32_clip_224"),
     "optical_flow": flow_teacher,
     "depth": DptTeacher.from_config,
     "vq": DalleTeacher.from_config,
@@ -357,6 +361,14 @@ def download(name: str, key: str, files: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise missing_weights(name, key) from error
+
+
+def architecture_in(folder: Path) -> str:
+    """The architecture of a model that timm saved."""
+    try:
+        return json.loads((folder / "config.json").read_text())["architecture"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} has no config.json that names a timm architecture.") from error
 
 
 def weights_in(path: Path) -> Path:

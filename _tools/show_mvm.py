@@ -142,7 +142,10 @@ def draw(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], path: 
 
     clips, frames = rows[0][1].shape[:2]
     figure, axes = pyplot.subplots(
-        len(rows), clips * frames, figsize=(1.05 * clips * frames + 1, 1.05 * len(rows) + 0.5), squeeze=False
+        len(rows),
+        clips * frames,
+        figsize=(1.05 * clips * frames + 1.2, 1.05 * len(rows) + 0.5),
+        squeeze=False,
     )
     for i, (label, pictures) in enumerate(rows):
         for column, axis in enumerate(axes[i]):
@@ -155,7 +158,7 @@ def draw(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], path: 
         axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     for clip, caption in enumerate(captions):
         axes[0, clip * frames].set_title(textwrap.fill(caption, max(15, 15 * frames)), fontsize=6, loc="left")
-    left = 0.75 / figure.get_size_inches()[0]
+    left = 0.95 / figure.get_size_inches()[0]
     figure.subplots_adjust(left=left, right=0.995, top=0.88, bottom=0.01, wspace=0.04, hspace=0.04)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")

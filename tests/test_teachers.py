@@ -223,6 +223,9 @@ def test_timm_weights_are_all_asked_for(tmp_path):
     os.remove(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
         teacher_of("2d_clip_feature", **{key: str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no config\.json that names a timm architecture"):
+        teacher_of("2d_clip_feature", **{key: str(tmp_path)})
 
 
 # -- depth
