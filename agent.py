@@ -6,7 +6,6 @@ import json
 import math
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
 from lib import Config, Mean, World, atomic_path, log, make_run_folder
 from model import Batch, Output
+from recorder import Averages, Recorder, stack
 
 MIN_LR = 1e-8
+Row = dict[str, Any]  # of the predictions file
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,11 +70,6 @@ def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
     return {name: Mean(*pair) for name, pair in zip(means, world.sum(stack([here])[0]), strict=True)}
 
 
-def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
-    """Rows of means of the same names -> (rows, names, 2): totals and counts."""
-    return torch.stack([torch.stack([torch.stack([m.total, m.count]) for m in row.values()]) for row in rows])
-
-
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -88,109 +83,6 @@ def peak_memory(device: torch.device) -> float:
     return torch.accelerator.max_memory_allocated(device) / 2**30
 
 
-# ---------------------------------------------------------------------------------------------- recorder
-
-
-class Recorder:
-    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`.
-
-    Losses stay on the device until they are written, so that a step never waits for one.
-    """
-
-    def __init__(self, folder: Path, world: World, total: int) -> None:
-        self.folder, self.world = folder, world
-        self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
-        self.board = SummaryWriter(str(folder)) if world.is_main else None
-        self.window: list[dict[str, Mean]] = []
-        self.ids: list[list[str]] = []
-        self.samples, self.since = 0, time.perf_counter()
-
-    def add(self, values: dict[str, Mean], ids: list[str]) -> None:
-        """One step's losses and scores (over all processes) and this process's sample ids."""
-        self.window.append(values)
-        self.ids.append(ids)
-        self.samples += len(ids) * self.world.size
-        self.bar.update()
-
-    def flush(self, step: int, rates: dict[str, float]) -> None:
-        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
-
-        A loss that no step had anything for, such as that of flow on images alone, is left out.
-        """
-        if not self.window:
-            return
-        values, counts = stack(self.window).cpu().unbind(dim=2)
-        names = list(self.window[0])
-        for row, ids in zip(values, self.ids, strict=True):
-            if not row.isfinite().all():
-                wrong = [
-                    name for name, value in zip(names, row.tolist(), strict=True) if not np.isfinite(value)
-                ]
-                raise FloatingPointError(f"{', '.join(wrong)} not finite; the batch: {', '.join(ids)}")
-        now = time.perf_counter()
-        seen, sums = counts.sum(dim=0).tolist(), values.sum(dim=0).tolist()
-        figures = {name: total / count for name, total, count in zip(names, sums, seen, strict=True) if count}
-        figures |= {**rates, "samples_per_second": self.samples / (now - self.since)}
-        memory = peak_memory(self.world.device)
-        self._write("metrics.jsonl", {"step": step, **figures, "memory_gib": memory}, "train")
-        speed = f"{figures['samples_per_second']:.1f}/s"
-        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", samples=speed, GiB=f"{memory:.1f}")
-        self.window, self.ids, self.samples, self.since = [], [], 0, now
-
-    def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """Write the figures of an evaluation; the clock of the next training steps starts after it."""
-        self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval")
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        log.info("evaluation, step %d: %s", step, text)
-        self.since = time.perf_counter()
-
-    def _write(self, file: str, row: dict[str, float], group: str) -> None:
-        if self.board is None:
-            return
-        with (self.folder / file).open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name not in ("step", "epoch"):
-                self.board.add_scalar(f"{group}/{name}", value, row["step"])
-
-    def close(self) -> None:
-        """End the progress bar and the TensorBoard file."""
-        self.bar.close()
-        if self.board is not None:
-            self.board.close()
-
-
-class Averages:
-    """Means over the batches of an evaluation, joined in the end over its processes."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, output: Output, prefix: str = "") -> None:
-        """Take in the losses and scores of a batch."""
-        if not prefix:
-            self.weights |= {name: output.weight(name) for name in output.losses}
-        for name, mean in {**output.losses, **output.scores}.items():
-            total, count = self.sums.get(prefix + name, (0.0, 0.0))
-            self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))
-
-    def figures(self, world: World) -> dict[str, float]:
-        """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes.
-
-        What no batch had anything for is left out.
-        """
-        sums: dict[str, tuple[float, float]] = {}
-        weights: dict[str, float] = {}
-        for other, known in world.gather((self.sums, self.weights)):
-            weights |= known
-            for name, (total, count) in other.items():
-                past = sums.get(name, (0.0, 0.0))
-                sums[name] = (past[0] + total, past[1] + count)
-        means = {name: total / count for name, (total, count) in sums.items() if count >= 1}
-        return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}
-
-
 # ------------------------------------------------------------------------------------------------- agent
 
 
@@ -198,7 +90,8 @@ class Agent:
     """Trains and evaluates one model: the loop of every script.
 
     `prepare(batch, generator)` adds to a batch on the device what the model asks for beyond the data, such
-    as masks. `describe(batch, output)` gives a JSON object per sample for the predictions file.
+    as masks. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
+    split)` makes figures of those of all processes, so that they are the same on any number of them.
     """
 
     def __init__(
@@ -207,9 +100,11 @@ class Agent:
         world: World,
         model: nn.Module,
         prepare: Callable[[Batch, Generator], Batch] = lambda batch, _: batch,
-        describe: Callable[[Batch, Output], Sequence[dict[str, Any]]] = lambda *_: [],
+        describe: Callable[[Batch, Output], Sequence[Row]] = lambda *_: [],
+        metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
     ) -> None:
-        self.config, self.world, self.prepare, self.describe = config, world, prepare, describe
+        self.config, self.world, self.prepare = config, world, prepare
+        self.describe, self.metric = describe, metric
         self.model = model.to(world.device)
         self.wrapped: nn.Module = self.model
         if world.size > 1:
@@ -222,29 +117,38 @@ class Agent:
         self.folder = make_run_folder(config, world)
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
 
-    def fit(self, train: Loader | None, val: Loader | None) -> dict[str, float]:
+    def fit(
+        self, train: Loader | None, val: Loader | None, test: Loader | None = None, best: str = ""
+    ) -> dict[str, float]:
         """Train for `max_steps` steps, or else `size_epoch` epochs, evaluating and saving after each epoch.
 
-        Returns the figures of the last evaluation. Without `train` it evaluates only.
+        `best` is the figure of `val` that tells the best epoch: its weights and the last's are kept, and what
+        is started from a checkpoint is evaluated first. Returns the figures of the last evaluation, or of the
+        best epoch. Without `train` it evaluates only.
         """
         config = self.config
         if train is not None:
             steps = math.ceil(len(train) / config.accumulate)
             self.total = config.max_steps or config.size_epoch * steps
         self.recorder = Recorder(self.folder, self.world, self.total)
+        splits = {"val": val, "test": test} if best else {"": val}
+        loaders = {name: loader for name, loader in splits.items() if loader}
         figures: dict[str, float] = {}
+        kept: dict[str, float] = {}
         loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
         with logging_redirect_tqdm(loggers), contextlib.closing(self.recorder):
-            if val and (config.eval_start or not self.total):
-                figures = self.evaluate(val, epoch=0)
+            if config.eval_start or not self.total or (best and config.path_ckpt):
+                figures = self.evaluate_all(loaders, epoch=0)
             epoch = 0
             while train is not None and self.step < self.total:
                 epoch += 1
                 self.train_epoch(train, epoch)
-                if val:
-                    figures = self.evaluate(val, epoch)
-                self.save(epoch)
-        return figures
+                figures = self.evaluate_all(loaders, epoch)
+                self.save("last" if best else str(epoch))
+                if figures.get(f"val_{best}", -1.0) > kept.get(f"val_{best}", -1.0):  # Deviation 10
+                    kept = {"epoch": epoch, **figures}
+                    self.keep_best(kept, best)
+        return kept or figures
 
     def train_epoch(self, loader: Loader, epoch: int) -> None:
         """One epoch, or what is left of the run's steps."""
@@ -256,10 +160,10 @@ class Agent:
             self.step += 1
             self.recorder.add(values, [name for batch in batches for name in batch["id"]])
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
-                self.recorder.flush(self.step, rates)
+                self.recorder.flush(self.step, rates, peak_memory(self.world.device))
             if self.step == self.total:
                 break
-        self.recorder.flush(self.step, rates)
+        self.recorder.flush(self.step, rates, peak_memory(self.world.device))
 
     def set_rates(self) -> dict[str, float]:
         """Set the learning rates of the coming step; returns those of the video encoder and of the rest."""
@@ -316,15 +220,26 @@ class Agent:
         kind = self.config.amp
         return torch.autocast(self.world.device.type, AMP.get(kind), enabled=kind in AMP)
 
+    def evaluate_all(self, loaders: Mapping[str, Loader], epoch: int) -> dict[str, float]:
+        """Evaluate each split of `loaders`; the figures of all go to one row of `eval.jsonl`."""
+        figures: dict[str, float] = {}
+        for split, loader in loaders.items():
+            prefix = f"{split}_" if split else ""
+            found = self.evaluate(loader, epoch, split)
+            figures |= {prefix + name: value for name, value in found.items()}
+        if figures:
+            self.recorder.evaluation(self.step, epoch, figures)
+        return figures
+
     @torch.inference_mode()
-    def evaluate(self, loader: Loader, epoch: int) -> dict[str, float]:
+    def evaluate(self, loader: Loader, epoch: int, split: str = "") -> dict[str, float]:
         """Every sample once, on one process or many: the mean of each loss and score, per corpus too.
 
-        Writes the figures to `eval.jsonl` and what was predicted to `predictions_EPOCH.jsonl`.
+        Writes what was predicted to `predictions_EPOCH.jsonl`, or `predictions_SPLIT_EPOCH.jsonl`.
         """
         self.model.eval()
         averages = Averages()
-        predictions: list[tuple[int, Sequence[dict[str, Any]]]] = []
+        predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
         for number, batch in enumerate(
             tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
@@ -337,22 +252,34 @@ class Agent:
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")
             predictions.append((place, self.describe(batch, output)))
-        figures = averages.figures(self.world)
-        self.write_predictions(predictions, epoch)
-        self.recorder.evaluation(self.step, epoch, figures)
-        return figures
-
-    def write_predictions(self, predictions: list[tuple[int, Sequence[dict[str, Any]]]], epoch: int) -> None:
-        """Write every process's predictions, in the order of the samples."""
-        gathered = [part for parts in self.world.gather(predictions) for part in parts]
-        rows = [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
+        rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
-            with atomic_path(self.folder / f"predictions_{epoch}.jsonl") as temporary:
+            name = f"predictions_{split}_{epoch}" if split else f"predictions_{epoch}"
+            with atomic_path(self.folder / f"{name}.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {**averages.figures(self.world), **self.metric(rows, split)}
 
-    def save(self, epoch: int) -> Path:
-        """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_EPOCH.pt` in the run's folder."""
-        path = self.folder / f"ckpt_violet_{self.config.task}_{epoch}.pt"
+    def gather_rows(self, predictions: list[tuple[int, Sequence[Row]]]) -> list[Row]:
+        """Every process's predictions, in the order of the samples, on every process."""
+        gathered = [part for parts in self.world.gather(predictions) for part in parts]
+        return [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
+
+    def keep_best(self, figures: dict[str, float], name: str) -> None:
+        """Save the model as `ckpt_violet_TASK_best.pt` and what it reached in `best.json`."""
+        self.save("best")
+        if self.world.is_main:
+            with atomic_path(self.folder / "best.json") as temporary:
+                temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        found = [
+            f"{split}_{name} {figures[f'{split}_{name}']:.4f}"
+            for split in ("val", "test")
+            if f"{split}_{name}" in figures
+        ]
+        log.info("best epoch so far: %d, %s", figures["epoch"], ", ".join(found))
+
+    def save(self, name: str) -> Path:
+        """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_NAME.pt` in the run's folder."""
+        path = self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
         if self.world.is_main:
             with atomic_path(path) as temporary:
                 torch.save({k: v.cpu() for k, v in self.model.state_dict().items()}, temporary)

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -122,6 +122,22 @@ class Transform:
         return image.resize(frame, [self.size, self.size], antialias=True)
 
 
+def read_clip(
+    fields: Sequence[bytes], size_frame: int, transform: Transform, random: np.random.Generator | None
+) -> Tensor:
+    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded."""
+    # downstream rows have one more field before the frames, which is no base64
+    extra = len(fields) > 2 and not BASE64.match(fields[1])
+    stored = fields[2:] if extra else fields[1:]
+    if not stored:
+        raise BadRow("it has no frames")
+    if random is None:
+        picked = even_frames(len(stored), size_frame)
+    else:
+        picked = random_frames(len(stored), size_frame, random)
+    return transform([decode_frame(stored[i], int(i)) for i in picked], random)
+
+
 class Tokens:
     """Text -> `size` token ids: [CLS] words [SEP] [PAD]..., the [SEP] kept when the text is cut."""
 
@@ -147,8 +163,41 @@ class Tokens:
         row = self.tokenizer(text, padding="max_length", truncation=True, max_length=self.size)
         return torch.tensor(row["input_ids"]), torch.tensor(row["attention_mask"])
 
+    def words(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """{text: its ids} without [CLS] and [SEP], of any length; a [MASK] in a text is one."""
+        texts = sorted(set(texts)) or [""]
+        return dict(zip(texts, self.tokenizer(texts, add_special_tokens=False).input_ids, strict=True))
+
+    def one(self, word: str) -> int:
+        """The id of a word that is one token of the vocabulary; -1: it is not."""
+        ids = self.tokenizer(word, add_special_tokens=False).input_ids
+        return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else -1
+
+    def check(self, vocabulary: int, positions: int) -> None:
+        """Raise `UserError` if a text encoder of that size has no embedding for some token or position."""
+        if self.size > positions:
+            raise UserError(f"size_txt {self.size} is more than the {positions} positions of txt_backbone.")
+        if len(self.tokenizer) > vocabulary:
+            raise UserError(
+                f"the tokenizer has {len(self.tokenizer)} words, txt_backbone {vocabulary}: set tokenizer."
+            )
+
 
 # ------------------------------------------------------------------------------------------- datasets
+
+
+class Corpus(Protocol):
+    """Samples by number, as `Mixture` reads them."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
+        """One sample; `random` None is evaluation. Raises `BadRow`."""
+        ...
+
+    def blank(self, index: int) -> dict[str, Any]:
+        """What stands in for it, with `valid` False, where it cannot be read in evaluation."""
+        ...
 
 
 class PretrainCorpus:
@@ -212,7 +261,7 @@ class PretrainCorpus:
         name = fields[0].decode(errors="replace")
         try:
             caption = self._caption(source, row, number, name)
-            img = self._frames(fields, random)
+            img = read_clip(fields, self.size_frame, self.transform, random)
         except BadRow as error:
             where = f"{self.images[source].path} row {row} ({name})"
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
@@ -232,24 +281,11 @@ class PretrainCorpus:
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
 
-    def _frames(self, fields: Sequence[bytes], random: np.random.Generator | None) -> Tensor:
-        """Only the picked frames are decoded."""
-        # some published files have one more field before the frames, which is no base64
-        extra = len(fields) > 2 and not BASE64.match(fields[1])
-        stored = fields[2:] if extra else fields[1:]
-        if not stored:
-            raise BadRow("it has no frames")
-        if random is None:
-            picked = even_frames(len(stored), self.size_frame)
-        else:
-            picked = random_frames(len(stored), self.size_frame, random)
-        return self.transform([decode_frame(stored[i], int(i)) for i in picked], random)
-
-    def blank(self) -> dict[str, Any]:
+    def blank(self, index: int) -> dict[str, Any]:
         """What stands in for a pair that cannot be read in evaluation."""
         txt, mask = self.tokens("")
         img = torch.zeros(self.size_frame, 3, self.transform.size, self.transform.size)
-        return {"img": img, "txt": txt, "mask": mask, "id": ""}
+        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False}
 
 
 @dataclass(frozen=True)
@@ -264,7 +300,7 @@ class Draw:
 class Mixture(Dataset[dict[str, Any]]):
     """Several corpora under their names. All that is random in a sample follows from (seed, epoch, index)."""
 
-    def __init__(self, corpora: Mapping[str, PretrainCorpus], seed: int, train: bool) -> None:
+    def __init__(self, corpora: Mapping[str, Corpus], seed: int, train: bool) -> None:
         self.corpora, self.seed, self.train = dict(corpora), seed, train
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
@@ -277,20 +313,19 @@ class Mixture(Dataset[dict[str, Any]]):
             sample = corpus.read(draw.index, random)
         except BadRow as error:
             reason = str(error)
-            sample = self.substitute(corpus, random)
-        valid = not reason or bool(sample["id"])  # a blank has no id
-        return {**sample, "corpus": draw.corpus, "index": draw.index, "valid": valid, "bad": reason}
+            sample = self.substitute(corpus, draw.index, random)
+        return {"valid": True, **sample, "corpus": draw.corpus, "index": draw.index, "bad": reason}
 
-    def substitute(self, corpus: PretrainCorpus, random: np.random.Generator | None) -> dict[str, Any]:
+    def substitute(self, corpus: Corpus, index: int, random: np.random.Generator | None) -> dict[str, Any]:
         """For a row that cannot be read: in training another one, in evaluation a blank."""
         if random is None:
-            return corpus.blank()
+            return corpus.blank(index)
         for _ in range(100):
             try:
                 return corpus.read(int(random.integers(len(corpus))), random)
             except BadRow:
                 continue  # it is reported when its own turn comes
-        return corpus.blank()  # with so many bad rows the run stops at this batch
+        return corpus.blank(index)  # with so many bad rows the run stops at this batch
 
 
 # -------------------------------------------------------------------------------------------- batches

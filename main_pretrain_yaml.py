@@ -65,17 +65,6 @@ def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str,
     return rows
 
 
-def check_tokens(model: PretrainModel, tokens: Tokens) -> None:
-    """Raise `UserError` if the text encoder has no embedding for some token or position."""
-    known, most = model.enc_txt.vocabulary, model.enc_txt.positions
-    if tokens.size > most:
-        raise UserError(f"size_txt {tokens.size} is more than the {most} positions of txt_backbone.")
-    if len(tokens.tokenizer) > known:
-        raise UserError(
-            f"the tokenizer has {len(tokens.tokenizer)} words, txt_backbone {known}: set tokenizer."
-        )
-
-
 def main() -> None:
     """One run of pre-training."""
     config = load_config("pretrain")
@@ -87,7 +76,7 @@ def main() -> None:
         train = pretrain_loader(config, world, tokens, train=True) if config.size_epoch else None
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
         model = PretrainModel.from_config(config)
-        check_tokens(model, tokens)
+        tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
         if config.path_ckpt:
             load_checkpoint(model, config.path_ckpt, model.match_heads)
         agent = Agent(

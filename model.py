@@ -223,16 +223,8 @@ class PretrainModel(Violet):
     @classmethod
     def from_config(cls, config: Config) -> "PretrainModel":
         """Built as `config` says; its encoders have their published weights unless a checkpoint follows."""
-        fusion, text = bert_config(config.fusion_encoder), bert_config(config.txt_backbone)
-        if fusion.hidden_size != text.hidden_size:
-            raise UserError(
-                f"txt_backbone {config.txt_backbone} is {text.hidden_size} wide, "
-                f"fusion_encoder {config.fusion_encoder} {fusion.hidden_size}: they must be equally wide."
-            )
         model = cls(
-            fusion,
-            text,
-            SIZES[config.vis_backbone_size],
+            **encoder_arguments(config),
             tasks=config.pretrain_tasks,
             targets=config.mvm_target,
             temperature=config.temp,
@@ -240,10 +232,6 @@ class PretrainModel(Violet):
             teachers=make_teachers(config) if "mvm" in config.pretrain_tasks else None,
             mvm_weight=config.mvm_weight,
             mvm_on_images=config.mvm_on_images,
-            max_frames=config.max_size_frame,
-            max_patches=config.max_size_patch,
-            embed_only=config.txt_backbone_embed_only,
-            use_checkpoint=config.use_checkpoint,
         )
         if not config.path_ckpt:  # a checkpoint holds all that these would give
             load_encoders(model, config)
@@ -363,8 +351,27 @@ def bert_config(name: str) -> BertConfig:
         ) from error
 
 
-def load_encoders(model: PretrainModel, config: Config) -> None:
-    """Give the video encoder, the text encoder and the cross-modal transformer their published weights."""
+def encoder_arguments(config: Config) -> dict[str, Any]:
+    """The arguments of `Violet` that `config` gives; the BERTs' sizes are read."""
+    fusion, text = bert_config(config.fusion_encoder), bert_config(config.txt_backbone)
+    if fusion.hidden_size != text.hidden_size:
+        raise UserError(
+            f"txt_backbone {config.txt_backbone} is {text.hidden_size} wide, "
+            f"fusion_encoder {config.fusion_encoder} {fusion.hidden_size}: they must be equally wide."
+        )
+    return {
+        "fusion": fusion,
+        "text": text,
+        "vis_size": SIZES[config.vis_backbone_size],
+        "max_frames": config.max_size_frame,
+        "max_patches": config.max_size_patch,
+        "embed_only": config.txt_backbone_embed_only,
+        "use_checkpoint": config.use_checkpoint,
+    }
+
+
+def load_encoders(model: Violet, config: Config) -> None:
+    """Give the encoders, the cross-modal transformer and an MLM head their published weights."""
     if config.vis_backbone_init != "random":
         path = config.vis_backbone_path or weights_path(
             config.vis_backbone_size, config.vis_backbone_init, config.kinetics
@@ -384,7 +391,8 @@ def load_encoders(model: PretrainModel, config: Config) -> None:
         masked_lm = berts[config.txt_backbone]
         source = masked_lm.bert.embeddings if config.txt_backbone_embed_only else masked_lm.bert
         model.enc_txt.emb_txt.load_state_dict(source.state_dict())
-        model.fc_mtm.load_state_dict(masked_lm.cls.state_dict())
+        if isinstance(head := getattr(model, "fc_mtm", None), MlmHead):
+            head.load_state_dict(masked_lm.cls.state_dict())
 
 
 def read_bert(name: str) -> BertForMaskedLM:

@@ -1,6 +1,8 @@
-"""Rows of TSV files, by memory map and line index: `NAME.tsv` and the byte offsets in `NAME.lineidx`."""
+"""Rows of TSV files by memory map: by number (`NAME.lineidx`), or by video id (`NAME.id2lineidx.pkl`)."""
 
+import io
 import mmap
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,19 @@ class BadRow(Exception):
 class Tsv:
     """Rows of a TSV file by memory map, by its index `NAME.lineidx` (built when missing).
 
-    It holds no open file when pickled, and opens its own in each process: safe under fork and spawn.
+    `offsets` are its rows' where another index was read. It holds no open file when pickled, and opens its
+    own in each process: safe under fork and spawn.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, offsets: np.ndarray | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{self.path} does not exist; _data/README.md says how data is prepared.")
         self.size = self.path.stat().st_size
-        self.offsets = read_lineidx(self.path)
+        self.offsets = read_lineidx(self.path) if offsets is None else offsets
         self._map: mmap.mmap | None = None
-        self._check_end()
+        if offsets is None:
+            self._check_end()
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -101,3 +105,102 @@ def find_rows(tsv: Path, chunk: int = 1 << 26) -> np.ndarray:
             position += len(block)
     offsets = np.concatenate(starts)
     return offsets[offsets < position]  # what follows the last newline is no row
+
+
+# ------------------------------------------------------------------------------------------- by video id
+
+
+class Videos:
+    """Rows of `img_DATASET.tsv` by video id, by `img_DATASET.id2lineidx.pkl` (built when missing)."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; _data/README.md says how data is prepared.")
+        index = sorted(read_id2lineidx(path).items(), key=lambda pair: pair[1])
+        self.tsv = Tsv(path, np.array([offset for _, offset in index], dtype=np.int64))
+        self.rows = {name: row for row, (name, _) in enumerate(index)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def __getitem__(self, name: str) -> list[bytes]:
+        """The fields of a video's row; raises `BadRow` where that is another video's."""
+        fields = self.tsv[self.rows[name]]
+        if fields[0] != name.encode():
+            index = id2lineidx_path(self.tsv.path)
+            raise BadRow(f"{index} leads to the row of {fields[0].decode(errors='replace')!r}: delete it")
+        return fields
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, strings and numbers, and refuses whatever would run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an index does not need")
+
+
+def id2lineidx_path(tsv: Path) -> Path:
+    """NAME.tsv -> NAME.id2lineidx.pkl."""
+    return tsv.with_suffix(".id2lineidx.pkl")
+
+
+def read_id2lineidx(tsv: Path) -> dict[str, int]:
+    """{video id: byte offset of its row}; built and written first where there is none that fits the TSV."""
+    path = id2lineidx_path(tsv)
+    if path.exists():
+        index = unpickle_index(path)
+        if index_fits(index, tsv):
+            return index
+        log.warning("%s does not fit %s: it is built anew.", path, tsv.name)
+    index = find_ids(tsv)
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(pickle.dumps(index))
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the index is built at every start.", path, error)
+    return index
+
+
+def unpickle_index(path: Path) -> dict[str, int]:
+    """A pickled dict of offsets; `UserError` for a file that is anything else. Nothing in it is run."""
+    try:
+        index = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle may raise anything
+        raise UserError(
+            f"{path} cannot be read as an index ({error}): delete it, it is built again."
+        ) from error
+    if not isinstance(index, dict) or not all(type(k) is str and type(v) is int for k, v in index.items()):
+        raise UserError(f"{path} is not a dict of video ids and byte offsets: delete it, it is built again.")
+    return index
+
+
+def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
+    """Whether the index ends with the file's last row, and up to `looks` of its rows begin with their id."""
+    pairs = sorted(index.items(), key=lambda pair: pair[1])
+    size = tsv.stat().st_size
+    if not pairs or pairs[0][1] < 0 or pairs[-1][1] >= size:
+        return not pairs and not size
+    with tsv.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.find(b"\n", pairs[-1][1])
+        if end >= 0 and content[end : end + 1024].strip():  # a row that the index does not know
+            return False
+        picked = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(looks, len(pairs))).astype(int)]
+        starts = [(name.encode() + b"\t", start) for name, start in picked]
+        return all(
+            content[start : start + len(name)] == name and (not start or content[start - 1] == ord("\n"))
+            for name, start in starts
+        )
+
+
+def find_ids(tsv: Path) -> dict[str, int]:
+    """{video id: byte offset of its row}, read from the TSV itself."""
+    offsets, index = find_rows(tsv).tolist(), {}
+    with tsv.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            name, tab, _ = file.read(1024).partition(b"\t")
+            if tab:
+                index[name.decode(errors="replace")] = offset
+    return index

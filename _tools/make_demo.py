@@ -216,7 +216,9 @@ def draw_set(folder: Path, split: str, options: argparse.Namespace) -> list[dict
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     clip = partial(make_clip, folder=folder, captions=2 if split == "train" else 1, seed=options.seed)
-    with ProcessPoolExecutor(options.workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    # Once here, not in each worker: a forked one would wait for threads of OpenCV that it does not have.
+    cv2.setNumThreads(1)
+    with ProcessPoolExecutor(options.workers) as pool:
         count = getattr(options, split)
         clips = pool.map(clip, choose_scenes(split, count, options.seed), chunksize=16)
         records = list(tqdm(clips, desc=f"{split:>9}", total=count, unit="clip", disable=None))

@@ -54,6 +54,20 @@ def bert_folder(tmp_path_factory) -> Path:
     return folder
 
 
+ASKING = "what is which color shape ? . option answer : 0 1 2 3 4 video to about".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def question_bert(tmp_path_factory) -> Path:
+    """A BERT of 2 layers without weights that knows the words of questions."""
+    folder = tmp_path_factory.mktemp("question_bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *ASKING]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    tiny_bert(len(vocabulary)).save_pretrained(folder)
+    return folder
+
+
 def tiny_bert(vocabulary: int = 128, dropout: float = 0.0) -> BertConfig:
     return BertConfig(
         vocab_size=vocabulary,
@@ -98,6 +112,16 @@ def write_corpus(folder: Path, name: str, rows: int = 12, frames: int = 6, image
         f"image: {str(image).lower()}\n"
     )
     return path
+
+
+def write_videos(folder: Path, dataset: str = "clips", rows: int = 6, frames: int = 7) -> Path:
+    """`img_DATASET.tsv` as downstream files are: id, a field to skip, frames."""
+    lines = []
+    for row in range(rows):
+        stored = [jpeg(20 + 30 * row + 2 * f) for f in range(frames)]
+        lines.append(b"\t".join([f"clip{row}".encode(), b'{"class": 3}', *stored]))
+    (folder / f"img_{dataset}.tsv").write_bytes(b"\n".join(lines) + b"\n")
+    return folder / f"img_{dataset}.tsv"
 
 
 def masked_batch(size=5, frames=3, pixels=64, p=0.4, seed=0, reads=lambda patches: patches) -> dict:

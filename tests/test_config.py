@@ -39,6 +39,22 @@ def test_every_published_config_loads_as_it_is(tmp_path, name):
         assert loaded == ([value] if isinstance(loaded, list) and isinstance(value, str) else value)
 
 
+TASKS = ["msrvtt-mc", "lsmdc-mc", "tgif-action", "tgif-transition"]
+TASKS += ["tgif-frame", "msrvtt-qa", "msvd-qa", "lsmdc-fib"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("folder", ["", "_best/"])
+def test_our_configs_of_questions_are_the_published_ones(task, folder):
+    """With paths here, and of the two TGIF tasks the transform that ran (Deviation 6)."""
+    values = dict(PUBLISHED["configs"][f"args_{task}.json"])
+    values |= PUBLISHED["best_differs"][f"_best/args_{task}.json"] if folder else {}
+    values |= {"data_dir": "_data", "path_ckpt": f"_snapshot/{Path(values['path_ckpt']).name}"}
+    if "img_transform" in values:
+        values["img_transform"] = ["img_rand_crop"]
+    assert json.loads((ROOT / "_args" / f"{folder}args_{task}.json").read_text()) == values
+
+
 def test_command_line_wins_over_the_file(tmp_path):
     given = write(tmp_path, size_batch=3, mvm_target="hog", p_mask=0.3)
     config = load_config("pretrain", [*given, "--size_batch", "4", "--mvm_target", '["pixel","hog"]'])

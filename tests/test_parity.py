@@ -18,6 +18,7 @@ from fusion import take, visible
 from hog import hog_picture
 from model import PretrainModel
 from mvm_targets import make_targets
+from qa import ChoiceModel, MaskModel
 from video_swin import Size, VideoSwin
 
 PATH = Path(os.environ.get("PARITY_NPZ", Path(__file__).parent / "fixtures" / "original.npz"))
@@ -67,15 +68,7 @@ def swin_size() -> Size:
 
 @pytest.fixture(scope="module")
 def model() -> PretrainModel:
-    vocabulary, width = shape_of("pretrain", "enc_txt.emb_txt.word_embeddings.weight")
-    layers = {k.split(".")[2] for k in NPZ["pretrain/keys"].tolist() if k.startswith("trsfr.layer")}
-    bert = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=len(layers),
-        num_attention_heads=4,
-        intermediate_size=shape_of("pretrain", "trsfr.layer.0.intermediate.dense.weight")[0],
-    )
+    bert = bert_of("pretrain")
     return fill(PretrainModel(bert, bert, swin_size())).eval()
 
 
@@ -142,6 +135,53 @@ def test_matching_scores_of_all_pairs(model, tokens):
     )
     order = torch.cat([torch.arange(size)[:, None], others], dim=1)
     assert_close(torch.empty(size, size).scatter(1, order, scores), "pretrain/vtm_scores")
+
+
+def bert_of(model: str) -> BertConfig:
+    """The fixture's BERT, by the keys of one of its models."""
+    vocabulary, width = shape_of(model, "enc_txt.emb_txt.word_embeddings.weight")
+    layers = {k.split(".")[2] for k in NPZ[f"{model}/keys"].tolist() if k.startswith("trsfr.layer")}
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=len(layers),
+        num_attention_heads=4,
+        intermediate_size=shape_of(model, "trsfr.layer.0.intermediate.dense.weight")[0],
+    )
+
+
+@torch.inference_mode()
+def test_multiple_choice():
+    bert, want = bert_of("qamc"), expected("qamc/logits")
+    model = fill(ChoiceModel(bert, bert, swin_size())).eval()
+    assert names(model) == sorted(NPZ["qamc/keys"].tolist())
+    txt, mask = (expected(f"input/qamc_{part}").unflatten(0, want.shape) for part in ("txt", "mask"))
+    assert_close(model.scores(seeded("img"), txt, mask), "qamc/logits")
+
+
+@pytest.fixture(scope="module")
+def mask_model() -> MaskModel:
+    bert = bert_of("qamc_gen")
+    return fill(MaskModel(bert, bert, swin_size())).eval()
+
+
+@torch.inference_mode()
+def test_option_numbers(mask_model):
+    assert names(mask_model) == sorted(NPZ["qamc_gen/keys"].tolist())
+    answers = expected("input/gen_ans")
+    place = (answers >= 0).long().argmax(dim=1)
+    txt, mask = expected("input/gen_txt"), expected("input/gen_mask")
+    assert_close(mask_model.logits(seeded("img"), txt, mask, place), "qamc_gen/logits_at_mask")
+    batch = {"img": seeded("img"), "txt": txt, "mask": mask, "place": place, "answer": answers.amax(dim=1)}
+    output = mask_model({**batch, "valid": torch.ones(len(txt), dtype=torch.bool)})
+    assert_close(output.losses["answer"].value, "qamc_gen/loss")
+
+
+@torch.inference_mode()
+def test_open_ended_questions(mask_model):
+    txt, mask = expected("input/oe_txt"), expected("input/oe_mask")
+    place = (txt == 103).long().argmax(dim=1)
+    assert_close(mask_model.logits(seeded("img"), txt, mask, place), "qaoe/logits_at_mask")
 
 
 @torch.inference_mode()

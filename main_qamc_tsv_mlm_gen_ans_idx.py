@@ -1,0 +1,48 @@
+"""Multiple choice (tgif-action, tgif-transition): the number of the right option, at [MASK].
+
+    python -m torch.distributed.launch --nproc_per_node=4 --master_port=5566 \
+        main_qamc_tsv_mlm_gen_ans_idx.py --config _args/args_tgif-action.json
+
+Evaluate a checkpoint only:
+
+    python main_qamc_tsv_mlm_gen_ans_idx.py --config _args/_best/args_tgif-action.json --size_epoch 0
+
+In under a minute on a laptop, on data of your own and an encoder that knows nothing:
+
+    python main_qamc_tsv_mlm_gen_ans_idx.py --config _args/args_tgif-action.json --path_ckpt "" \
+        --vis_backbone_size demo --vis_backbone_init random --size_img 64 --size_batch 2 --max_steps 20
+"""
+
+import functools
+
+from agent import Agent
+from dataset import Tokens
+from lib import distributed, load_config, warn_of_unread
+from metrics import accuracy
+from qa import UNREAD, MaskModel
+from question_kinds import OptionNumber
+from questions import describe, question_loaders
+
+
+def main() -> None:
+    """One run: training with an evaluation after each epoch, or an evaluation alone."""
+    config = load_config("qamc")
+    with distributed(config) as world:
+        warn_of_unread(config, UNREAD)
+        tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+        loaders = question_loaders(config, world, tokens, OptionNumber)
+        choices = OptionNumber.choices(tokens, config.size_option)
+        model = MaskModel.from_config(config, "multiple choice", choices)
+        tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
+        agent = Agent(
+            config,
+            world,
+            model,
+            describe=functools.partial(describe, splits=loaders),
+            metric=functools.partial(accuracy, size_test=config.size_test, seed=config.seed),
+        )
+        agent.fit(loaders.get("train"), loaders.get("val"), loaders.get("test"), best="acc")
+
+
+if __name__ == "__main__":
+    main()
