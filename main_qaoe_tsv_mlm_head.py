@@ -13,15 +13,11 @@ In under a minute on a laptop, on data of your own and an encoder that knows not
         --vis_backbone_size demo --vis_backbone_init random --size_img 64 --size_batch 2 --max_steps 20
 """
 
-import functools
-
-from agent import Agent
 from dataset import Tokens
 from lib import distributed, load_config, warn_of_unread
-from metrics import accuracy
-from qa import UNREAD, MaskModel
+from qa import UNREAD, MaskModel, run
 from question_kinds import OpenEnded
-from questions import describe, question_loaders
+from questions import question_loaders
 
 
 def main() -> None:
@@ -32,15 +28,7 @@ def main() -> None:
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         loaders = question_loaders(config, world, tokens, OpenEnded)
         model = MaskModel.from_config(config, "open-ended")
-        tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
-        agent = Agent(
-            config,
-            world,
-            model,
-            describe=functools.partial(describe, splits=loaders),
-            metric=functools.partial(accuracy, size_test=config.size_test, seed=config.seed),
-        )
-        agent.fit(loaders.get("train"), loaders.get("val"), loaders.get("test"), best="acc")
+        run(config, world, tokens, model, loaders)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Models of question answering: a score per option, or the answer's word at [MASK].
+"""Models of question answering, a score per option or the answer's word at [MASK], and their run.
 
 Shapes: B questions, O options, X text tokens, V video tokens, D the width.
 """
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig
 
+from agent import Agent
 from checkpoint import load_checkpoint
-from lib import Config, Mean, log
+from dataset import Loader, Tokens
+from lib import Config, Mean, World, log
+from metrics import accuracy
 from model import Batch, MlmHead, Output, Violet, encoder_arguments, load_encoders, matching_head
+from questions import describe
 from video_swin import Size
 
 TASKS = ("multiple choice", "open-ended", "fill in the blank")  # rows of `emb_task`; it has ten
@@ -137,3 +142,18 @@ class MaskModel(QuestionModel):
         """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""
         logits = self.logits(batch["img"], batch["txt"], batch["mask"], batch["place"])
         return self.choose(logits, batch, self.choices)  # Deviation 7
+
+
+def run(
+    config: Config, world: World, tokens: Tokens, model: QuestionModel, loaders: Mapping[str, Loader]
+) -> None:
+    """Train, evaluating after each epoch, or evaluate alone; the best epoch is that on val (Deviation 10)."""
+    tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
+    agent = Agent(
+        config,
+        world,
+        model,
+        describe=functools.partial(describe, splits=loaders),
+        metric=functools.partial(accuracy, size_test=config.size_test, seed=config.seed),
+    )
+    agent.fit(loaders.get("train"), loaders.get("val"), loaders.get("test"), best="acc")

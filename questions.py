@@ -7,6 +7,7 @@ evaluation. File formats are defined in `_data/README.md`.
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class Text:
 
 
 @dataclass
-class Questions:
+class Questions(ABC):
     """One split of a task. A kind of question says what its text and its answer are.
 
     `wanted[i]` is what the model is trained to give, `truth[i]` what its best pick is compared with; -1 where
@@ -132,25 +133,25 @@ class Questions:
 
     # -- what a kind of question defines
 
+    @abstractmethod
     def pieces(self, item: Item) -> list[str]:
         """The strings that its text is made of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compose(self, item: Item) -> Text:
         """Its text, by the ids of its pieces in `table`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, item: Item) -> tuple[int, int]:
         """What the model is to give, and what its pick is compared with; -1: there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, item: Item, pick: int) -> str:
         """A pick of the model in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer_name(self, item: Item) -> str:
         """The right answer in words."""
-        raise NotImplementedError
 
     # -- what all share
 
