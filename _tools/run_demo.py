@@ -1,11 +1,14 @@
-"""The whole way from video files to a pre-trained VIOLET, on a world that is generated first.
+"""The whole way from video files to a VIOLET that answers questions, on a world that is generated first.
 
     python _tools/run_demo.py
 
-Prints each command before it runs it. What is made already is not made again, but the pre-training is.
-In under a minute, to see that everything is in place:
+Prints each command before it runs it. What is made already is not made again, but training is: pre-training,
+then every task from it, and once more from the video encoder alone, to see what pre-training is worth.
+In a few minutes, to see that everything is in place:
 
     python _tools/run_demo.py --data /tmp/demo --output /tmp/demo/run --quick
+
+Writes under --output the runs' folders, and demo.json: all figures, and the seconds of each stage.
 """
 
 import argparse
@@ -15,23 +18,23 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+from demo_scores import pretraining_chances, pretraining_table, question_chances, task_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from agent import seeded
-from dataset import Tokens, pretrain_loader
-from lib import Config, World, load_config
-from masking import mask_batch
-from mvm_targets import make_targets
-from teachers import make_teachers
+from lib import atomic_path, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
-QUICK = {"train": 64, "val": 16, "test": 4, "names": 128, "names_val": 32}
+TASKS = {  # of _args/TASK.json: its script, what it asks
+    "demo-qa": ("main_qaoe_tsv_mlm_head.py", "open-ended questions"),
+    "demo-action": ("main_qamc_tsv_mlm_gen_ans_idx.py", "five options"),
+    "demo-fib": ("main_qaoe_tsv_lsmdc_fib.py", "fill in the blank"),
+}
+QUICK = {"train": 64, "val": 16, "test": 16, "names": 128, "names_val": 32}
+STEPS = ["--max_steps", "4"]  # of each training, if quick
 
 
 def run(*command: str) -> float:
@@ -49,106 +52,105 @@ def read(path: Path) -> str:
 
 
 def prepare(data: Path, backbone: Path, quick: bool) -> dict[str, float]:
-    """World, TSV files, and a video encoder that names what moves; returns the seconds of each."""
+    """World, TSV files, questions, and a video encoder that names what moves; returns the seconds of each."""
     seconds = {}
     sizes = [f"--{name.replace('_', '-')}={size}" for name, size in QUICK.items()] if quick else []
     before = read(data / "demo.json")
     seconds["world of videos"] = run("_tools/make_demo.py", "--output", str(data), *sizes)
     redrawn = ["--overwrite"] if read(data / "demo.json") != before else []
     seconds["TSV files"] = 0.0
-    for name, frames in {"train": 16, "val": 16, "names": 8, "names_val": 8}.items():
+    for name, frames in {"train": 16, "val": 16, "test": 16, "names": 8, "names_val": 8}.items():
         arguments = ["--output", str(data), "--name", name, "--frames", str(frames), *redrawn]
         seconds["TSV files"] += run("_tools/make_tsv.py", f"{data / name}.csv", *arguments)
+    seconds["questions"] = run("_tools/demo_questions.py", "--data", str(data))
     steps = ["--steps", "5"] if quick else []
     arguments = ["--data", str(data), "--output", str(backbone), *steps]
     seconds["video encoder"] = run("_tools/make_backbone.py", *arguments)
     return seconds
 
 
-def overrides(data: Path, backbone: Path, output: Path, quick: bool) -> list[str]:
-    """The config's paths as command-line arguments."""
-    values: dict[str, Any] = {
-        "train_yaml": json.dumps({"demo": f"{data}/train.yaml"}),
-        "val_yaml": json.dumps({"demo": f"{data}/val.yaml"}),
+def model_arguments(data: Path, backbone: Path, output: Path, seed: int, quick: bool) -> list[str]:
+    """What every training is told beside its config."""
+    values = {
         "txt_backbone": f"{data}/bert",
         "fusion_encoder": f"{data}/bert",
         "tokenizer": f"{data}/bert",
         "vis_backbone_path": backbone,
-        "feature_teacher": backbone,
         "path_output": output,
-    } | ({"max_steps": 4} if quick else {})
-    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
-
-
-@torch.inference_mode()
-def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, float]:
-    """Loss of each MVM target if every hidden patch is given one constant colour, the best there is."""
-    batches = []
-    for number, batch in enumerate(loader.epoch(0)):
-        generator = seeded(config.seed, number)
-        batches.append(
-            mask_batch(
-                batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, generator
-            )
-        )
-    losses = {}
-    for name, target in make_targets(config.mvm_target, 1, teachers=make_teachers(config)).items():
-        hidden = [target.hidden_truth(batch["img"], batch["mvm_mask"])[0] for batch in batches]
-        colour = torch.cat(hidden).movedim(1, 0).flatten(1).median(dim=1).values
-        total = count = 0.0
-        for patches in hidden:
-            mean = target.error(colour[:, None, None].expand_as(patches), patches)
-            total, count = total + float(mean.total), count + float(mean.count)
-        losses[name] = total / count
-    return losses
-
-
-def chances(config: Config, folder: Path) -> dict[str, float]:
-    """What the figures of an evaluation are for who does not look: accuracies and losses."""
-    tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
-    loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=False)
-    rows = [json.loads(line) for line in (folder / "predictions_0.jsonl").read_text().splitlines()]
-    words = Counter(word for row in rows for word in row["hidden"])
-    frequent = words.most_common(1)[0][1] / words.total()
-    constant = {f"mvm_{name}": loss for name, loss in constant_losses(config, loader, tokens).items()}
-    return {"mlm_acc": frequent, "vtm_acc": 1 / min(config.size_batch, 4), **constant}
-
-
-def table(before: dict[str, float], after: dict[str, float], chance: dict[str, float]) -> str:
-    """A line per figure: before and after pre-training, and chance."""
-    names = {
-        "mlm_acc": ("MLM: hidden words named", "the most frequent word"),
-        "vtm_acc": ("VTM: own text among 4", "one in 4"),
+        "seed": seed,
     }
-    lines = [f"{'':28}{'before':>9}{'after':>9}{'chance':>9}"]
-    for key, value in chance.items():
-        label, by = names.get(key, (f"MVM: {key.removeprefix('mvm_')} loss", "the best constant"))
-        form = ".1%" if key.endswith("acc") else ".4f"
-        lines.append(f"{label:28}{before[key]:9{form}}{after[key]:9{form}}{value:9{form}}  ({by})")
-    return "\n".join(lines)
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))] + STEPS * quick
+
+
+def pretrain(data: Path, backbone: Path, given: Sequence[str]) -> tuple[Path, list[str], float]:
+    """Pre-train; returns the checkpoint, the arguments and the seconds."""
+    corpora = {"train_yaml": f"{data}/train.yaml", "val_yaml": f"{data}/val.yaml"}
+    paths = [part for key, path in corpora.items() for part in (f"--{key}", json.dumps({"demo": path}))]
+    arguments = ["--config", CONFIG, *paths, "--feature_teacher", str(backbone), *given]
+    seconds = run("main_pretrain_yaml.py", *arguments)
+    folder = newest(Path(given[given.index("--path_output") + 1]), "pretrain")
+    checkpoints = folder.glob("ckpt_violet_pretrain_*.pt")
+    return max(checkpoints, key=lambda path: int(path.stem.split("_")[-1])), arguments, seconds
+
+
+def fine_tune(task: str, data: Path, checkpoint: str, given: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Train a task from a checkpoint, or, if "", from the video encoder.
+
+    Returns the best epoch's figures and the seconds.
+    """
+    arguments = ["--config", f"_args/{task}.json", "--data_dir", str(data), "--path_ckpt", checkpoint, *given]
+    seconds = run(TASKS[task][0], *arguments)
+    folder = newest(Path(given[given.index("--path_output") + 1]), task)
+    return json.loads((folder / "best.json").read_text()), seconds
+
+
+def newest(output: Path, task: str) -> Path:
+    """The folder of a task's last run."""
+    return max(output.glob(f"_{task}_*"))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare, pre-train, tell."""
+    """Prepare, pre-train, fine-tune, tell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder for the world")
     parser.add_argument(
         "--output", type=Path, default=Path("_snapshot/demo"), help="folder for what is trained"
     )
+    parser.add_argument("--seed", type=int, default=88, help="of the trainings; the world stays the same")
     parser.add_argument("--quick", action="store_true", help="a few clips and steps: shows no learning")
     options = parser.parse_args(arguments)
     os.chdir(ROOT)  # the commands are printed as they are typed there
     backbone = options.output / "swin_demo.pth"
     seconds = prepare(options.data, backbone, options.quick)
-    given = ["--config", CONFIG, *overrides(options.data, backbone, options.output, options.quick)]
-    seconds["pre-training"] = run("main_pretrain_yaml.py", *given)
-    folder = max(options.output.glob("_pretrain_*"))
+    given = model_arguments(options.data, backbone, options.output, options.seed, options.quick)
+    checkpoint, command, seconds["pre-training"] = pretrain(options.data, backbone, given)
+    folder = checkpoint.parent
     evaluations = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    checkpoint = max(folder.glob("ckpt_violet_pretrain_*.pt"), key=lambda path: int(path.stem.split("_")[-1]))
     run("_tools/show_mvm.py", "--checkpoint", str(checkpoint))
-    chance = chances(load_config("pretrain", given), folder)
+    chance = pretraining_chances(load_config("pretrain", command), folder)
+
+    tasks: dict[str, dict[str, float]] = {}
+    for task, (_, label) in TASKS.items():
+        figures, with_it = fine_tune(task, options.data, str(checkpoint), given)
+        alone, without = fine_tune(task, options.data, "", given)
+        seconds[label] = with_it + without
+        tasks[label] = {
+            "accuracy": figures["test_acc"],
+            "no_pre-training": alone["test_acc"],
+            **question_chances(options.data / f"txt_{task}.json"),
+        }
+    result = {
+        "seed": options.seed,
+        "seconds": seconds,
+        "pretraining": {"before": evaluations[0], "after": evaluations[-1], "chance": chance},
+        "tasks": tasks,
+    }
+    with atomic_path(options.output / "demo.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     print("\n" + "  ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    print(table(evaluations[0], evaluations[-1], chance))
+    print(pretraining_table(evaluations[0], evaluations[-1], chance))
+    print("\nAccuracy on test questions, trained from this pre-training:")
+    print(task_table(tasks))
     print("Reconstructions:", *sorted(folder.glob("mvm_*.png")))
 
 

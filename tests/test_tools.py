@@ -1,5 +1,6 @@
 """The demo's programs and the pictures of reconstructions."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from conftest import SWIN, noise_teachers, tiny_bert, write_corpus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "_tools"))
+import demo_scores
 import make_backbone
 import make_demo
 import run_demo
@@ -109,26 +111,49 @@ def test_flow_to_the_right_is_red_and_no_flow_white():
 def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
     rows = '{"hidden": ["red", "a"]}\n{"hidden": ["red"]}\n{"hidden": ["blue"]}\n'
     (tmp_path / "predictions_0.jsonl").write_text(rows)
-    chance = run_demo.chances(config, tmp_path)
+    chance = demo_scores.pretraining_chances(config, tmp_path)
     assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 0.25)
     assert 0 < chance["mvm_hog"] < chance["mvm_pixel"] < 0.5  # normalised pixels: about 1 / 3 off
 
 
-def test_table_of_the_demo():
+def test_chance_of_questions_knows_the_training_answers_alone(tmp_path):
+    def asked(*pairs: tuple[str, int]) -> list[dict[str, object]]:
+        return [{"video": "v", "question": "?", "type": kind, "answer": answer} for kind, answer in pairs]
+
+    train = asked(("colour", 0), ("colour", 0), ("count", 1), ("count", 1), ("count", 2), ("colour", 0))
+    test = asked(("colour", 0), ("count", 1), ("count", 0), ("size", 0))
+    words = {"red": 0, "one": 1, "two": 2, "three": 3}
+    (tmp_path / "txt.json").write_text(json.dumps({"train": train, "test": test, "ans2label": words}))
+    chances = demo_scores.question_chances(tmp_path / "txt.json")
+    assert chances == {"chance": 0.25, "frequent": 0.75, "frequent_by_type": 0.5}
+    options = [{"answer": 3, **{f"option_{i}": "x" for i in range(5)}}] * 4
+    (tmp_path / "txt.json").write_text(json.dumps({"train": options, "test": options}))
+    assert demo_scores.question_chances(tmp_path / "txt.json")["chance"] == 0.2
+
+
+def test_tables_of_the_demo():
     chance = {"mlm_acc": 0.1, "vtm_acc": 0.25, "mvm_pixel": 0.3}
-    text = run_demo.table({**chance, "loss": 1.0}, {**chance, "mlm_acc": 0.9}, chance)
+    text = demo_scores.pretraining_table({**chance, "loss": 1.0}, {**chance, "mlm_acc": 0.9}, chance)
     assert "90.0%" in text
     assert "MVM: pixel loss" in text
+    heads, row = demo_scores.task_table({"five options": {"accuracy": 0.5, "no_pre-training": 0.25}}).split(
+        "\n"
+    )
+    assert heads.split() == ["accuracy", "no", "pre-training"]
+    assert row.split() == ["five", "options", "50.0%", "25.0%"]
 
 
 def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
     sizes = [f"--{name.replace('_', '-')}={size}" for name, size in run_demo.QUICK.items()]
     options = make_demo.parse_arguments(sizes)
     assert options.names_val == run_demo.QUICK["names_val"]
-    given = run_demo.overrides(tmp_path, tmp_path / "swin.pth", tmp_path / "out", quick=True)
+    given = run_demo.model_arguments(tmp_path, tmp_path / "swin.pth", tmp_path / "out", seed=3, quick=True)
     config = load_config("pretrain", ["--config", run_demo.CONFIG, *given])
-    assert config.train_yaml == {"demo": f"{tmp_path}/train.yaml"}
-    assert config.max_steps == 4
+    assert (config.txt_backbone, config.seed, config.max_steps) == (f"{tmp_path}/bert", 3, 4)
+    for task in run_demo.TASKS:
+        kind = "qamc" if task == "demo-action" else "qaoe"
+        config = load_config(kind, ["--config", f"_args/{task}.json", *given])
+        assert (config.task, config.path_output) == (task, str(tmp_path / "out"))
 
 
 def test_backbone_learns_and_is_saved_in_the_published_layout(tmp_path):
