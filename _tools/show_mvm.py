@@ -184,7 +184,7 @@ def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[d
     """A video file as a sample of its own."""
     item = Item(Path(path).stem, (caption,), Path(path), "video")
     try:
-        stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img))
+        stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img)).frames
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a video: {error}") from error
     frames = [decode_frame(frame, i) for i, frame in enumerate(stored)]

@@ -27,7 +27,7 @@ from clips import Item, Row, Sampling
 
 STEP = 4  # brightness from one frame of a test video to the next
 TABLES = ("img.tsv", "img.lineidx", "caption.tsv", "caption.lineidx", "linelist.tsv", "failures.tsv")
-FILES = {f"x.{ending}" for ending in (*TABLES, "yaml", "settings.json")}
+FILES = {f"x.{ending}" for ending in (*TABLES, "yaml", "manifest.jsonl")}
 
 
 def write_video(
@@ -80,8 +80,8 @@ def run(source: Path, output: Path, *options: object, workers: int = 0) -> None:
     make_tsv.main([str(argument) for argument in arguments])
 
 
-def read_rows(output: Path, ending: str = "img.tsv") -> list[list[str]]:
-    lines = (output / f"x.{ending}").read_bytes().decode().split("\n")
+def read_rows(output: Path, ending: str = "img.tsv", name: str = "x.") -> list[list[str]]:
+    lines = (output / f"{name}{ending}").read_bytes().decode().split("\n")
     assert lines.pop() == "", "the last row has its line break"
     return [line.split("\t") for line in lines]
 
@@ -91,8 +91,8 @@ def read_captions(output: Path) -> dict[str, list[str]]:
     return {id_: [entry["caption"] for entry in entries] for id_, entries in rows.items()}
 
 
-def failures(output: Path) -> dict[str, str]:
-    return {id_: reason for id_, _, reason in read_rows(output, "failures.tsv")}
+def failures(output: Path, name: str = "x") -> dict[str, str]:
+    return {id_: reason for id_, _, reason in read_rows(output, "failures.tsv", f"{name}.")}
 
 
 def picture(field: str) -> Image.Image:
@@ -151,9 +151,9 @@ def test_fps_goes_by_time_and_not_by_number() -> None:
 def test_decoding_corrects_what_the_packets_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item("a", ("a clip",), write_video(tmp_path / "a.mp4", frames=40), "video")
     expected = clips.make_row(item, Sampling(frames=4))
-    assert len(expected.frames) == 4
+    assert len(expected.fields) == expected.frames == 4
     for wrong in ([], [0.0, 0.1, 0.2], [number / 25 for number in range(50)]):
-        monkeypatch.setattr(clips, "packet_times", lambda path, wrong=wrong: wrong)
+        monkeypatch.setattr(clips, "stated_times", lambda path, rate, wrong=wrong: wrong)
         assert clips.make_row(item, Sampling(frames=4)) == expected
 
 
@@ -371,7 +371,7 @@ def test_a_crash_costs_one_row_and_a_killed_worker_none(tmp_path: Path) -> None:
         os.kill(child.pid, signal.SIGKILL)
     made = [first, *rows]
     assert "ended the process" in made.pop(4).failure
-    assert [(len(row.frames), row.failure) for row in made] == [(3, "")] * 19
+    assert [(row.frames, row.failure) for row in made] == [(3, "")] * 19
 
 
 class Killed(BaseException):
@@ -428,7 +428,7 @@ def test_what_is_done_is_not_done_again(four: Path, tmp_path: Path, monkeypatch:
     assert opened == ["clip3"]
 
 
-@pytest.mark.parametrize("moved", [0, 1, 6])
+@pytest.mark.parametrize("moved", [0, 1, 4, 6, 7])
 def test_a_kill_while_finishing_loses_nothing(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
