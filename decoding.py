@@ -5,6 +5,7 @@ Times are in seconds, as the file gives them, rounded to microseconds.
 
 import bisect
 import contextlib
+import functools
 import os
 import re
 import time as clock
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import av
 from PIL import Image, ImageOps
 
-IMAGES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SAME = 1e-4  # seconds within which two times are one
 APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
 PATIENCE = 120.0  # seconds that a file may take
@@ -203,7 +204,7 @@ def picture_frames(path: Path) -> Iterator[Frame]:
             image.load()  # its duration is known after that
             end = time + max(float(image.info.get("duration") or 0), 1) / 1000
             picture = ImageOps.exif_transpose(image).convert("RGB")
-            yield Frame(round(time, 6), end, 1.0, lambda picture=picture: picture)
+            yield Frame(round(time, 6), end, 1.0, picture.copy)
             time = end
 
 
@@ -211,7 +212,8 @@ def folder_frames(path: Path, rate: float) -> Iterator[Frame]:
     """The pictures in a folder, in the order of the numbers in their names, `rate` a second."""
     files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES]
     for number, file in enumerate(sorted(files, key=natural)):
-        yield Frame(round(number / rate, 6), (number + 1) / rate, 1.0, lambda file=file: open_picture(file))
+        show = functools.partial(open_picture, file)
+        yield Frame(round(number / rate, 6), (number + 1) / rate, 1.0, show)
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -90,7 +90,7 @@ def link(item: Item, kept: Kept, folder: Path) -> list[bytes]:
 
 
 def digest(item: Item) -> str:
-    """SHA-256 of the source's bytes: of a file, of a row, of the files of a folder in order of their names."""
+    """SHA-256 of the source's bytes: of a file, of a row, of a folder's files in order of their names."""
     total = hashlib.sha256()
     if item.kind == "row":
         with item.path.open("rb") as file:

@@ -10,8 +10,8 @@ In under a minute (a CSV with the columns `video` and `caption`, ten short clips
 Writes NAME.yaml, NAME.img.tsv and NAME.caption.tsv (each with its .lineidx), NAME.linelist.tsv,
 NAME.manifest.jsonl (the settings, then a line per item: source, frames, seconds, SHA-256) and
 NAME.failures.tsv (id, path, reason of what was left out). With --frames_only (text comes later, from
-annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.0.img.tsv,
-NAME.1.img.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
+annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.img.0.tsv,
+NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
 _data/README.md defines the formats. They grow in the folder NAME.part: after a kill, the same command goes
 on where it was, to the same bytes.
 """
@@ -55,15 +55,21 @@ class Layout:
     """of a frames file at most (one row may be more); 0: all rows in one file"""
 
     def rows(self, shard: int) -> str:
-        """Ending of a frames file."""
-        return self._of(shard) + ("tsv" if self.frames_only else "img.tsv")
+        """Name, in the growing folder, of a frames file."""
+        return f"img{self._number(shard)}.tsv"
 
     def captions(self, shard: int) -> str:
-        """Ending of the captions beside it."""
-        return self._of(shard) + "caption.tsv"
+        """Name of the captions beside it."""
+        return f"caption{self._number(shard)}.tsv"
 
-    def _of(self, shard: int) -> str:
-        return f"{shard}." if self.shard_bytes else ""
+    def _number(self, shard: int) -> str:
+        return f".{shard}" if self.shard_bytes else ""
+
+    def place(self, part: Path, name: str) -> Path:
+        """Where a file of the growing folder ends up."""
+        if not self.frames_only:
+            return part.with_suffix(f".{name}")
+        return part.with_name(f"img_{part.stem}.{name.removeprefix('img.')}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ def settings_of(items: list[Item], sampling: Sampling, layout: Layout) -> Settin
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr((item, sizes(item.path))).encode())
-    return {**asdict(sampling), **asdict(layout), "content": digest.hexdigest()[:16]}
+    made = asdict(sampling) | {"link": bool(sampling.link)} | asdict(layout)
+    return made | {"content": digest.hexdigest()[:16]}
 
 
 def sizes(path: Path) -> Any:
@@ -162,7 +169,7 @@ def first_line(journal: Path) -> Settings | str:
 
 def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     """Whether the files are there, made with these settings; files made otherwise are an error."""
-    rows, manifest = part.with_suffix(f".{layout.rows(0)}"), part.with_suffix(".manifest.jsonl")
+    rows, manifest = layout.place(part, layout.rows(0)), layout.place(part, "manifest.jsonl")
     before = first_line(manifest)
     if rows.exists() and before != settings:
         raise SystemExit(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
@@ -227,20 +234,21 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
     """Write what goes with the rows, then move all of it to its place."""
     texts = {"failures.tsv": [f"{d.id}\t{d.source}\t{d.failure}\n" for d in done if d.failure]}
     made = [(item, entry) for item, entry in zip(items, done, strict=True) if not entry.failure]
+    listed = layout.place(part, "failures.tsv")
     if not made:
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
-        (part / "failures.tsv").replace(part.with_suffix(".failures.tsv"))
+        (part / "failures.tsv").replace(listed)
         shutil.rmtree(part)
-        raise SystemExit(f"nothing written: not one row could be made; see {part.stem}.failures.tsv")
+        raise SystemExit(f"nothing written: not one row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
         (part / ending).write_text("".join(lines), "utf-8", "backslashreplace")
     write_indices(part, range(made[-1][1].shard + 1), layout)
     (part / COMPLETE).touch()
-    move(part)
+    move(part, layout)
     captions = "" if layout.frames_only else f", {len(texts['linelist.tsv'])} captions"
-    print(f"{len(made)} rows{captions}, {len(texts['failures.tsv'])} in {part.stem}.failures.tsv")
+    print(f"{len(made)} rows{captions}, {len(texts['failures.tsv'])} in {listed.name}")
 
 
 def caption_texts(part: Path, made: Iterable[tuple[Item, Done]], layout: Layout) -> dict[str, list[str]]:
@@ -255,13 +263,13 @@ def caption_texts(part: Path, made: Iterable[tuple[Item, Done]], layout: Layout)
         images &= item.kind != "video" and entry.frames == 1
         shards = range(entry.shard + 1)
     files = {
-        "img": [part.with_suffix(f".{layout.rows(shard)}").name for shard in shards],
-        "caption": [part.with_suffix(f".{layout.captions(shard)}").name for shard in shards],
+        "img": [layout.place(part, layout.rows(shard)).name for shard in shards],
+        "caption": [layout.place(part, layout.captions(shard)).name for shard in shards],
     }
     corpus: dict[str, Any] = (
         dict(files) if layout.shard_bytes else {k: names[0] for k, names in files.items()}
     )
-    corpus["caption_linelist"] = part.with_suffix(".linelist.tsv").name
+    corpus["caption_linelist"] = layout.place(part, "linelist.tsv").name
     corpus |= {"composite": True} if layout.shard_bytes else {}
     corpus |= {"image": True} if images else {}
     texts["yaml"] = [yaml.safe_dump(corpus, sort_keys=False)]
@@ -281,19 +289,19 @@ def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
             write_lineidx(part / layout.captions(shard))
 
 
-def move(part: Path) -> None:
+def move(part: Path, layout: Layout) -> None:
     """Move the files of a complete folder to their places; after a kill this goes on where it was."""
     with contextlib.suppress(FileNotFoundError):  # moved before a kill
         (part / "journal.jsonl").replace(part / "manifest.jsonl")
     for path in sorted(part.iterdir()):
         if path.name != COMPLETE:
-            path.replace(part.with_suffix(f".{path.name}"))
+            path.replace(layout.place(part, path.name))
     shutil.rmtree(part)
 
 
-def is_complete(part: Path, settings: Settings) -> bool:
+def is_complete(part: Path, settings: Settings, layout: Layout) -> bool:
     """Whether a run with these settings was killed while it moved its files."""
-    places = (part / "journal.jsonl", part / "manifest.jsonl", part.with_suffix(".manifest.jsonl"))
+    places = (part / "journal.jsonl", part / "manifest.jsonl", layout.place(part, "manifest.jsonl"))
     journal = next((path for path in places if path.exists()), places[0])
     return (part / COMPLETE).exists() and first_line(journal) == settings
 
@@ -305,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the files; exits with 1 when there is not one row."""
     args = parse_arguments(arguments)
     layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
-    part = args.output / f"{'img_' if args.frames_only else ''}{args.name}.part"
+    part = args.output / f"{args.name}.part"
     sampling = Sampling(
         frames=args.frames or (None if args.fps else 32),
         fps=args.fps,
@@ -320,12 +328,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not items:
         raise SystemExit(f"{args.source}: no video, image or row in it; check the path")
     settings = settings_of(items, sampling, layout)
-    if is_complete(part, settings):
-        move(part)
-        print(f"{part.stem}: finished")
+    if is_complete(part, settings, layout):
+        move(part, layout)
+        print(f"{args.name}: finished")
         return
     if not args.overwrite and is_finished(part, settings, layout):
-        print(f"{part.stem}: finished before with these settings (--overwrite: once more)")
+        print(f"{args.name}: finished before with these settings (--overwrite: once more)")
         return
     done = write_rows(part, items, sampling, layout, args.workers, settings)
     finish(part, items, done, layout)

@@ -29,7 +29,8 @@ from clips import Item, Sampling, read_video
 
 from agent import seeded, to_device
 from checkpoint import load_checkpoint
-from dataset import PretrainCorpus, Tokens, Transform, decode_frame
+from dataset import PretrainCorpus, Tokens
+from frames import Transform, decode_frame
 from lib import Config, UserError, atomic_path, choose_device, load_config
 from masking import mask_batch
 from model import PretrainModel

@@ -56,8 +56,8 @@ def read_items(
         known = items.setdefault(id_, made)
         if known != made:
             raise SystemExit(
-                f"{source}: {known.path} and {path} would have the same id {id_}; rename one of them, or give "
-                "each clip of a video its own in a column `id`"
+                f"{source}: {known.path} and {path} would have the same id {id_}; rename one, or give each "
+                "clip of a video its own in a column `id`"
             )
     return list(items.values())
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from test_make_tsv import failures, frame_numbers, picture, read_rows, run, write_csv, write_image
+from test_make_tsv import failures, picture, read_rows, run, write_csv, write_image
 
 import decoding
 from decoding import by_key_frame, frames_at, read_frames, stated_times
