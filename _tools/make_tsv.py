@@ -294,7 +294,7 @@ def move(part: Path, layout: Layout) -> None:
     with contextlib.suppress(FileNotFoundError):  # moved before a kill
         (part / "journal.jsonl").replace(part / "manifest.jsonl")
     for path in sorted(part.iterdir()):
-        if path.name != COMPLETE:
+        if path.name != COMPLETE and not path.name.startswith("."):  # what a kill left unfinished
             path.replace(layout.place(part, path.name))
     shutil.rmtree(part)
 
