@@ -156,7 +156,7 @@ class PretrainCorpus:
         fields = self.images[source][row]
         name = fields[0].decode(errors="replace")
         try:
-            caption = self._caption(source, row, number, name)
+            caption = self.caption(source, row, number, name)
             folder = self.images[source].path.parent
             img = read_clip(fields, self.size_frame, self.transform, random, folder)
         except BadRow as error:
@@ -165,7 +165,8 @@ class PretrainCorpus:
         txt, mask = self.tokens(caption)
         return {"img": img, "txt": txt, "mask": mask, "id": name}
 
-    def _caption(self, source: int, row: int, number: int, name: str) -> str:
+    def caption(self, source: int, row: int, number: int, name: str) -> str:
+        """A caption of the row of that id; raises `BadRow` where there is none."""
         if len(self.captions) == len(self.images):
             tsv = self.captions[source]
         else:  # one caption file for all the sources, in their order
