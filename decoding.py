@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SAME = 1e-4  # seconds within which two times are one
 APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
+LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
 
@@ -177,6 +178,15 @@ class Picture:
         return picture.rotate(turn, expand=True) if turn else picture
 
 
+def is_cut_gif(path: Path) -> bool:
+    """Whether a file is a GIF without its end mark; a GIF does not say how long it is."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GIF8":
+            return False
+        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+        return not file.read().rstrip(b"\0\r\n").endswith(b";")
+
+
 def stated_length(path: Path) -> float:
     """Seconds of video that a file's header promises; 0 where it promises nothing that can be relied on."""
     if path.is_dir() or path.suffix.lower() in IMAGES:
@@ -264,6 +274,6 @@ def on_screen(frames: Iterable[Frame], times: Sequence[float], may_precede: bool
     if last is None:
         raise ValueError("not one frame in it")
     missing = times[len(picked) :]
-    if missing and missing[-1] > last.end + 1:
+    if missing and missing[-1] > last.end + LEEWAY:
         raise ValueError(f"it ends at {last.end:.2f} seconds; a frame is wanted at {missing[-1]:.2f}")
     return picked + [last] * len(missing)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from decoding import SAME, Frame, read_frames, resize, stated_length, stated_times
+from decoding import SAME, Frame, is_cut_gif, read_frames, resize, stated_length, stated_times
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,8 @@ def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling
             frames.append(b"" if sampling.link else encode(frame, sampling))
     if not times:
         raise ValueError("not one frame in it")
+    if item.path.is_file() and is_cut_gif(item.path):
+        raise ValueError(f"cut off: a GIF without its end, {end - begin:.2f} seconds could be decoded")
     stated = stated_length(item.path)
     promised = min(stated, item.end or stated) - item.start
     if stated and promised <= 0:

@@ -215,7 +215,7 @@ def test_msvd_qa_by_its_mapping(data, question_bert):
     convert("msvd-qa", data, files)
     batches = load(data, "msvd-qa", OpenEnded, question_bert, type="qaoe", dataset="msvd")
     assert batches["test"]["id"] == ["-4wsuPCjDBc_5_15"] and batches["test"]["valid"].all()
-    with pytest.raises(UserError, match="youtube_mapping.txt has no 'vid3'"):
+    with pytest.raises(UserError, match=r"youtube_mapping\.txt has no 'vid3'"):
         convert("msvd-qa", data, {"val_qa.json": [{**rows[0], "video_id": 3}]})
 
 
