@@ -122,7 +122,7 @@ def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) 
                 seen.add(id_)
             else:
                 lacking.append(id_)
-        files.append(data / (f"{name}.{source}.caption.tsv" if len(frames) > 1 else f"{name}.caption.tsv"))
+        files.append(data / (f"{name}.caption.{source}.tsv" if len(frames) > 1 else f"{name}.caption.tsv"))
         with atomic_path(files[-1]) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         write_lineidx(files[-1])
