@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clips import Item
+from PIL import Image
 
 VIDEOS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
 IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
@@ -70,7 +71,16 @@ def find_files(folder: Path, frame_folders: bool) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.rglob("*")):
         kind = KINDS.get(path.suffix.lower())
         if kind:
-            yield path, kind
+            yield path, "video" if path.suffix.lower() == ".webp" and is_animated(path) else kind
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a picture has several frames; False for one that cannot be opened: that is reported later."""
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def read_ids(tsv: Path) -> Iterator[tuple[str, int]]:

@@ -186,6 +186,9 @@ def test_animated_webp_is_a_video(tmp_path: Path) -> None:
     write_image(tmp_path / "still.webp")
     run(write_csv(tmp_path / "c.csv", [("a.webp", "a"), ("still.webp", "b")]), tmp_path / "out", "--fps", 5)
     assert [len(row) - 1 for row in read_rows(tmp_path / "out")] == [5, 1]
+    run(tmp_path, tmp_path / "folder", "--frames_only")
+    rows = read_rows(tmp_path / "folder", "img_x.tsv", name="")
+    assert [(id_, len(fields)) for id_, *fields in rows] == [("a", 5), ("still", 1)]
 
 
 def test_folders_of_frames(tmp_path: Path) -> None:
