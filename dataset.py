@@ -1,141 +1,37 @@
-"""From a TSV row to a batch: frame sampling, transforms, tokens, loaders.
+"""From a TSV row to a batch: tokens, corpora, loaders.
 
-`TSV row -> frames (T, 3, H, W) uint8 -> crop -> normalised float (T, 3, H, W); caption -> ids (X,)`,
+`TSV row -> normalised float (T, 3, H, W)` (frames.py) and `caption -> ids (X,)`,
 collated to {"img": (B, T, 3, H, W), "txt": (B, X), "mask": (B, X), "valid": (B,), "id": [...]}.
 File formats are defined in `_data/README.md`.
 """
 
-import base64
-import binascii
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.v2 import functional as image
 from transformers import AutoTokenizer
 
+from frames import Transform, read_clip
 from lib import Config, UserError, World, log
 from masking import SpecialTokens
 from tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 
-# of published files the pixels count, not what their EXIF data say of their orientation
-DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, whole or damaged
-JPEG_START = b"\xff\xd8"
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
-# --------------------------------------------------------------------------------------------- frames
-
-
-def even_frames(stored: int, wanted: int) -> np.ndarray:
-    """Evaluation: indices of `wanted` frames, first to last of `stored`; 1: the middle."""
-    if wanted == 1:
-        return np.array([stored // 2])
-    return np.round(np.linspace(0, stored - 1, wanted)).astype(int)
-
-
-def every_clip(stored: int, wanted: int) -> np.ndarray:
-    """Multi-clip testing: (clips, wanted) indices, one clip for each start, frames evenly apart."""
-    step = math.ceil(stored / wanted)
-    clips = np.arange(step)[:, None] + step * np.arange(wanted)
-    return clips.clip(max=stored - 1)
-
-
-def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.ndarray:
-    """Training: the frames of one of the clips of `every_clip`."""
-    clips = every_clip(stored, wanted)
-    return clips[random.integers(len(clips))]
-
-
-def decode_frame(field: bytes, number: int) -> Tensor:
-    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame."""
-    try:
-        jpeg = base64.b64decode(field, validate=True)
-    except binascii.Error as error:
-        raise BadRow(f"frame {number} is not base64 ({error})") from error
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), DECODE) if jpeg.startswith(JPEG_START) else None
-    if picture is None:
-        raise BadRow(f"frame {number} is not a JPEG, or is cut off")
-    return torch.from_numpy(picture).permute(2, 0, 1)
-
-
-class Transform:
-    """Frames of any size -> normalised squares, as `img_transform` names it.
-
-    img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
-    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
-    generator every crop is the centre one.
-    """
-
-    def __init__(self, names: Sequence[str], size: int) -> None:
-        self.names, self.size = list(names), size
-
-    def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
-        """T of (3, H, W) uint8 -> (T, 3, size, size), normalised by ImageNet's mean and deviation."""
-        name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
-        if name == "pad_resize":
-            squares = [self.pad_resize(frame) for frame in frames]
-        else:
-            still = random is None or name == "img_center_crop"
-            place = np.array([0.5, 0.5]) if random is None or still else random.random(2)
-            squares = []
-            for frame in frames:
-                if name == "img_rand_crop" and random is not None:
-                    place = random.random(2)
-                squares.append(self.crop(frame, place))
-        return (torch.stack(squares).float() / 255 - MEAN) / STD
-
-    def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
-        """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""
-        height, width = frame.shape[1:]
-        short = min(height, width)
-        height, width = self.size * height // short, self.size * width // short
-        frame = image.resize(frame, [height, width], antialias=True)
-        top, left = (
-            round(share * (side - self.size)) for share, side in zip(place, (height, width), strict=True)
-        )
-        return frame[:, top : top + self.size, left : left + self.size]
-
-    def pad_resize(self, frame: Tensor) -> Tensor:
-        """Black bars to a square, then that square to `size`."""
-        height, width = frame.shape[1:]
-        side = max(height, width)
-        left, top = (side - width) // 2, (side - height) // 2
-        frame = image.pad(frame, [left, top, side - width - left, side - height - top])
-        return image.resize(frame, [self.size, self.size], antialias=True)
-
-
-def read_clip(
-    fields: Sequence[bytes], size_frame: int, transform: Transform, random: np.random.Generator | None
-) -> Tensor:
-    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded."""
-    # downstream rows have one more field before the frames, which is no base64
-    extra = len(fields) > 2 and not BASE64.match(fields[1])
-    stored = fields[2:] if extra else fields[1:]
-    if not stored:
-        raise BadRow("it has no frames")
-    if random is None:
-        picked = even_frames(len(stored), size_frame)
-    else:
-        picked = random_frames(len(stored), size_frame, random)
-    return transform([decode_frame(stored[i], int(i)) for i in picked], random)
+# --------------------------------------------------------------------------------------------- tokens
 
 
 class Tokens:
@@ -260,15 +156,17 @@ class PretrainCorpus:
         fields = self.images[source][row]
         name = fields[0].decode(errors="replace")
         try:
-            caption = self._caption(source, row, number, name)
-            img = read_clip(fields, self.size_frame, self.transform, random)
+            caption = self.caption(source, row, number, name)
+            folder = self.images[source].path.parent
+            img = read_clip(fields, self.size_frame, self.transform, random, folder)
         except BadRow as error:
             where = f"{self.images[source].path} row {row} ({name})"
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
         return {"img": img, "txt": txt, "mask": mask, "id": name}
 
-    def _caption(self, source: int, row: int, number: int, name: str) -> str:
+    def caption(self, source: int, row: int, number: int, name: str) -> str:
+        """A caption of the row of that id; raises `BadRow` where there is none."""
         if len(self.captions) == len(self.images):
             tsv = self.captions[source]
         else:  # one caption file for all the sources, in their order

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dataset import Batches, Loader, Mixture, Tokens, Transform, read_clip
+from dataset import Batches, Loader, Mixture, Tokens
+from frames import Transform, read_clip
 from lib import Config, UserError, World, log
 from model import Batch, Output
 from tsv import BadRow, Videos
@@ -196,10 +197,10 @@ class Questions(ABC):
         if self.reasons[index] == "video":
             return self.blank(index)
         video = str(self.items[index]["video"])
+        path = self.videos.tsv.path
         try:
-            img = read_clip(self.videos[video], self.size_frame, self.transform, random)
+            img = read_clip(self.videos[video], self.size_frame, self.transform, random, path.parent)
         except BadRow as error:
-            path = self.videos.tsv.path
             raise BadRow(f"{path} ({video}): {error}; rebuild the row with _tools/make_tsv.py") from error
         return {**self.sample(index), "img": img}
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as image
 
 from checkpoint import load_tensors, missing_weights, read_tensors, summary
-from dataset import MEAN, STD
+from frames import MEAN, STD
 from lib import Config, UserError, choose_device, log
 from video_swin import SIZES, VideoSwin, read_video_swin, size_of
 

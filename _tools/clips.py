@@ -1,16 +1,21 @@
-"""One item of a source (a video, a picture, a row of a frames TSV) -> its frames as base64 JPEGs."""
+"""One item of a source (a video, a picture, a folder, a row of a frames TSV) -> what its row holds."""
 
 import base64
-import contextlib
+import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import json
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from decoding import SAME, Frame, is_cut_gif, read_frames, resize, stated_length, stated_times
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Item:
     path: Path
     kind: str  # a key of READERS
     offset: int = 0  # of a row in its TSV, in bytes
+    start: float = 0.0  # seconds after the first frame: where the clip begins in its video
+    end: float | None = None  # where it ends; None: with the video
 
 
 @dataclass(frozen=True)
@@ -32,28 +39,71 @@ class Sampling:
     fps: float | None = None  # of those that a viewer sees at this rate; None: of all
     size: int = 320  # longest side, pixels
     quality: int = 90  # of the JPEGs
+    rate: float = 0  # frames per second of folders of frames; 0: not known
+    link: str = ""  # the folder of the TSV, if the rows are to name files instead of holding frames
+    captions: bool = True  # whether a row needs one
 
 
 class Row(NamedTuple):
-    """The frames of an item as base64 JPEGs, or why there are none."""
+    """The fields of an item after its id, or why there are none."""
+
+    fields: list[bytes]
+    failure: str = ""
+    frames: int = 0
+    duration: float = 0.0
+    """seconds"""
+    sha256: str = ""
+    """of the source"""
+
+
+class Kept(NamedTuple):
+    """The frames of a video that are kept: base64 JPEGs, and times in seconds; and the clip's length."""
 
     frames: list[bytes]
-    failure: str = ""
+    times: list[float]
+    duration: float = 0.0
 
 
 def make_row(item: Item, sampling: Sampling) -> Row:
     """Read an item; what is wrong with it comes back as the row's failure."""
-    if not item.captions:
+    if sampling.captions and not item.captions:
         return Row([], "no caption")
-    if not item.id.isprintable():
-        return Row([], "its id has a tab, a line break or bytes that are no UTF-8; rename it")
+    if not item.id.isprintable() or not item.id:
+        return Row([], "its id is empty, or has a tab, a line break or bytes that are no UTF-8; rename it")
     try:
-        return Row(READERS[item.kind](item, sampling))
+        kept = READERS[item.kind](item, sampling)
+        fields = link(item, kept, Path(sampling.link)) if sampling.link else kept.frames
+        return Row(fields, "", len(kept.times), round(kept.duration, 6), digest(item))
     except Exception as error:  # decoders raise many kinds, and one file does not stop the others
         return Row([], " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def read_row(item: Item, sampling: Sampling) -> list[bytes]:
+def link(item: Item, kept: Kept, folder: Path) -> list[bytes]:
+    """A row that names its file: the path, from the TSV's folder on unless absolute, and the kept times."""
+    if item.kind == "row" or item.path.is_dir():
+        raise ValueError("only a video file or a picture can be linked")
+    path = item.path if item.path.is_absolute() else Path(os.path.relpath(item.path, folder))
+    if not path.suffix or not str(path).isprintable():
+        raise ValueError("a file that is linked needs an ending such as .mp4 and a printable path; rename it")
+    times = [] if item.kind == "image" else [json.dumps(kept.times).encode()]
+    return [os.fsencode(path), *times]
+
+
+def digest(item: Item) -> str:
+    """SHA-256 of the source's bytes: of a file, of a row, of a folder's files in order of their names."""
+    total = hashlib.sha256()
+    if item.kind == "row":
+        with item.path.open("rb") as file:
+            file.seek(item.offset)
+            return hashlib.sha256(file.readline().rstrip(b"\r\n")).hexdigest()
+    for path in sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def read_row(item: Item, sampling: Sampling) -> Kept:
     """A TSV row's frames as they are, decoded once: a damaged one is better found now than in training."""
     with item.path.open("rb") as file:
         file.seek(item.offset)
@@ -64,34 +114,44 @@ def read_row(item: Item, sampling: Sampling) -> list[bytes]:
         raise ValueError("the row has no frames")
     for frame in frames:
         Image.open(io.BytesIO(base64.b64decode(frame, validate=True)), formats=["JPEG"]).load()
-    return frames
+    return Kept(frames, [0.0] * len(frames))
 
 
-def read_image(item: Item, sampling: Sampling) -> list[bytes]:
+def read_image(item: Item, sampling: Sampling) -> Kept:
     """A picture, turned as its EXIF says."""
-    with Image.open(item.path) as image:
-        return [encode(ImageOps.exif_transpose(image).convert("RGB"), sampling)]
+    return Kept([encode(next(read_frames(item.path)), sampling)], [0.0])
 
 
-def encode(image: Image.Image, sampling: Sampling, aspect: float = 1.0) -> bytes:
-    """A picture whose pixels have this width / height -> base64 JPEG of square ones; no side grows."""
-    width, height = image.width * min(1, aspect), image.height / max(1, aspect)
-    scale = min(1, sampling.size / max(width, height))
+def encode(frame: Frame, sampling: Sampling) -> bytes:
+    """A frame -> base64 JPEG of square pixels; no side grows."""
     jpeg = io.BytesIO()
-    image.resize((round(width * scale), round(height * scale))).save(jpeg, "JPEG", quality=sampling.quality)
+    resize(frame.picture(), frame.aspect, sampling.size).save(jpeg, "JPEG", quality=sampling.quality)
     return base64.b64encode(jpeg.getvalue())
 
 
-def read_video(item: Item, sampling: Sampling) -> list[bytes]:
+def read_video(item: Item, sampling: Sampling) -> Kept:
     """The picked frames of a video, with no other decoded frame held in memory.
 
     Which to keep depends on how many there are. The packets tell that without decoding and are nearly
     always right; where decoding proves them wrong, the video is decoded again.
     """
-    expected = pick(packet_times(item.path), sampling)
-    frames, times = decode(item.path, expected, sampling)
-    picked = pick(times, sampling)
-    return frames if picked == expected else decode(item.path, picked, sampling)[0]
+    if item.path.is_dir() and not sampling.rate and (sampling.fps or item.start or item.end is not None):
+        raise ValueError("a folder of frames has no times: say --rate, its frames per second")
+    stated = stated_times(item.path, sampling.rate)
+    first = stated[0] if stated else 0.0
+    wanted = choose(stated, first, item, sampling)
+    kept, times = decode(item, wanted, first, sampling)
+    chosen = choose(times, first, item, sampling)
+    return kept if chosen == wanted else decode(item, chosen, first, sampling)[0]
+
+
+def choose(times: Sequence[float], first: float, item: Item, sampling: Sampling) -> list[float]:
+    """Times of all frames, ascending -> those of the frames to keep, in the item's window."""
+    begin, end = first + item.start - SAME, first + (float("inf") if item.end is None else item.end) - SAME
+    inside = [time for time in times if begin <= time < end]
+    if not inside:  # the window is shorter than a frame: that which is on screen
+        inside = [time for time in times if time < begin][-1:]
+    return [inside[number] for number in pick(inside, sampling)]
 
 
 def pick(times: Sequence[float], sampling: Sampling) -> list[int]:
@@ -108,43 +168,34 @@ def pick(times: Sequence[float], sampling: Sampling) -> list[int]:
     return numbers.tolist()
 
 
-@contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its main video stream, decoded by one thread: other processes use the other cores."""
-    with av.open(str(path)) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise ValueError("no video stream in it")
-        stream.codec_context.thread_count = 1
-        yield container, stream
+def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling) -> tuple[Kept, list[float]]:
+    """The wanted frames, encoded, and the times of all that were decoded.
 
-
-def packet_times(path: Path) -> list[float]:
-    """Presentation times, in seconds, of the frames that should come out."""
-    with open_video(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        return [float(packet.pts * packet.time_base) for packet in packets if not packet.is_discard]
-
-
-def decode(path: Path, wanted: list[int], sampling: Sampling) -> tuple[list[bytes], list[float]]:
-    """The wanted frames, encoded, and the presentation times of all, in seconds.
-
-    A video that lacks a tenth of its stated length is an error: its caption may be about what is missing.
+    Decoding begins with the key frame before the item's window and ends after it. A video that lacks a
+    tenth of what it states of the window is an error: its caption may be about what is missing.
     """
-    frames, times, end, keep = [], [], 0.0, set(wanted)
-    with open_video(path) as (container, stream):
-        aspect = float(stream.sample_aspect_ratio or 1)
-        stated = float((stream.duration or 0) * stream.time_base)
-        for number, frame in enumerate(container.decode(stream)):
-            times.append(frame.time)
-            end = frame.time + float(frame.duration * frame.time_base)
-            if number in keep:
-                frames.append(encode(frame.to_image(), sampling, aspect))
+    frames, times, keep = [], [], set(wanted)
+    begin = first + item.start
+    stop = float("inf") if item.end is None else first + item.end
+    end = begin
+    for frame in read_frames(item.path, begin if item.start else None, sampling.rate):
+        times.append(frame.time)
+        if frame.time >= stop:
+            break
+        end = frame.end
+        if frame.time in keep:
+            frames.append(b"" if sampling.link else encode(frame, sampling))
     if not times:
         raise ValueError("not one frame in it")
-    if end - times[0] < 0.9 * stated:
-        raise ValueError(f"cut off: {end - times[0]:.2f} of {stated:.2f} seconds could be decoded")
-    return frames, times
+    if item.path.is_file() and is_cut_gif(item.path):
+        raise ValueError(f"cut off: a GIF without its end, {end - begin:.2f} seconds could be decoded")
+    stated = stated_length(item.path)
+    promised = min(stated, item.end or stated) - item.start
+    if stated and promised <= 0:
+        raise ValueError(f"its clip begins at {item.start} seconds, and the video ends at {stated:.2f}")
+    if end - begin < 0.9 * promised:
+        raise ValueError(f"cut off: {end - begin:.2f} of {promised:.2f} seconds could be decoded")
+    return Kept(frames, sorted(keep & set(times)), min(end, stop) - begin), times
 
 
 READERS = {"video": read_video, "image": read_image, "row": read_row}

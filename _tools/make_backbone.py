@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modul
 from demo_world import BEHAVIOURS, COLOURS, OUTLINES
 
 from agent import warmup_linear
-from dataset import MEAN, STD, Transform, decode_frame, even_frames, random_frames
+from frames import MEAN, STD, Transform, decode_frame, even_frames, random_frames
 from lib import UserError, atomic_path, choose_device, seed_everything
 from tsv import Tsv
 from video_swin import SIZES, VideoSwin

@@ -1,111 +1,90 @@
-"""Videos or pictures with captions -> the TSV files and the YAML that pre-training reads.
+"""Videos or pictures -> the TSV files that the scripts read, and a YAML that pre-training reads.
 
     python _tools/make_tsv.py _data/webvid --captions _data/webvid.csv --output _data --name webvid
+    python _tools/make_tsv.py MSRVTT/videos --frames_only --output _data --name msrvtt
 
 In under a minute (a CSV with the columns `video` and `caption`, ten short clips beside it):
 
     python _tools/make_tsv.py clips/captions.csv --output _data --name clips --frames 4
 
 Writes NAME.yaml, NAME.img.tsv and NAME.caption.tsv (each with its .lineidx), NAME.linelist.tsv,
-NAME.settings.json (what they were made from) and NAME.failures.tsv (id, path, reason of what was left out);
+NAME.manifest.jsonl (the settings, then a line per item: source, frames, seconds, SHA-256) and
+NAME.failures.tsv (id, path, reason of what was left out). With --frames_only (text comes later, from
+annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.img.0.tsv,
+NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
 _data/README.md defines the formats. They grow in the folder NAME.part: after a kill, the same command goes
 on where it was, to the same bytes.
 """
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import yaml
 from clips import Item, Row, Sampling, make_row
+from sources import read_items
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `finish`, which imports from there
-
-VIDEOS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
-KINDS = dict.fromkeys(VIDEOS.split(), "video") | dict.fromkeys(IMAGES.split(), "image")
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
+TIMEOUT = 600.0  # seconds that an item may take
+COMPLETE = "complete"  # a file in the growing folder that says that all others there are whole
 
 Settings = dict[str, Any]
-Done = tuple[int, int, str]  # what the journal says of an item: bytes of all rows so far, frames, failure
 
 
-# ------------------------------------------------------------------------------------ sources and captions
+@dataclass(frozen=True)
+class Layout:
+    """Which files are written, by the endings of their names."""
+
+    frames_only: bool = False
+    shard_bytes: int = 0
+    """of a frames file at most (one row may be more); 0: all rows in one file"""
+
+    def rows(self, shard: int) -> str:
+        """Name, in the growing folder, of a frames file."""
+        return f"img{self._number(shard)}.tsv"
+
+    def captions(self, shard: int) -> str:
+        """Name of the captions beside it."""
+        return f"caption{self._number(shard)}.tsv"
+
+    def _number(self, shard: int) -> str:
+        return f".{shard}" if self.shard_bytes else ""
+
+    def place(self, part: Path, name: str) -> Path:
+        """Where a file of the growing folder ends up."""
+        if not self.frames_only:
+            return part.with_suffix(f".{name}")
+        return part.with_name(f"img_{part.stem}.{name.removeprefix('img.')}")
 
 
-def read_items(source: Path, captions_path: Path | None) -> list[Item]:
-    """The items of a folder, CSV or TSV in the order of their rows-to-be."""
-    if captions_path is None and source.suffix != ".csv":
-        raise SystemExit(f"{source}: pre-training needs captions; give --captions FILE")
-    captions = read_captions(captions_path or source)
-    if source.suffix == ".tsv":
-        return [Item(id_, captions.get(id_, ()), source, "row", offset) for id_, offset in read_ids(source)]
-    if source.suffix == ".csv":
-        files = [(source.parent / name, kind) for name, kind, _ in read_csv(source)]
-    else:
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in KINDS)
-        files = [(path, KINDS[path.suffix.lower()]) for path in paths]
-    items: dict[str, Item] = {}
-    for path, kind in files:
-        known = items.setdefault(path.stem, Item(path.stem, captions.get(path.stem, ()), path, kind))
-        if known.path != path:
-            raise SystemExit(f"{source}: {known.path} and {path} would have the same id; rename one of them")
-    return list(items.values())
+@dataclass(frozen=True)
+class Done:
+    """What the journal, later the manifest, says of an item."""
 
-
-def read_ids(tsv: Path) -> Iterator[tuple[str, int]]:
-    """The id of each row of a frames TSV, and the row's offset in bytes."""
-    offset = 0
-    with tsv.open("rb") as file:
-        for line in file:
-            yield line.split(b"\t", 1)[0].decode(errors="replace"), offset
-            offset += len(line)
-
-
-def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Captions by id, from a JSON {id: [captions]} or from a CSV, whose files' stems are the ids."""
-    captions: dict[str, list[str]] = {}
-    try:
-        if path.suffix == ".csv":
-            for name, _, text in read_csv(path):
-                captions.setdefault(Path(name).stem, []).append(text)
-        else:
-            entries = json.loads(path.read_bytes())
-            captions = {id_: [texts] if isinstance(texts, str) else texts for id_, texts in entries.items()}
-        return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
-
-
-def read_csv(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(file, "video" or "image", caption) of each row: a file is in the column of its kind."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            # strict, as a forgotten quote would swallow the rows after it
-            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-            for row in reader:
-                kind = "image" if row.get("image") else "video"
-                if not row.get(kind) or row.get("caption") is None or None in row:
-                    need = "`video` or `image`, and `caption`, which is in double quotes if it has commas"
-                    raise SystemExit(f"{path} line {reader.line_num}: {row}; it needs {need}")
-                yield row[kind], kind, row["caption"]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SystemExit(f"{path}: not readable as UTF-8 CSV ({error}); correct the file") from error
+    id: str
+    source: str
+    frames: int
+    seconds: float
+    sha256: str
+    failure: str
+    shard: int
+    end: int
+    """bytes of the shard up to the end of this row"""
 
 
 # ------------------------------------------------------------------------------------- many items, in order
@@ -137,11 +116,16 @@ def make_row_apart(item: Item, sampling: Sampling) -> Row:
     for _ in range(2):  # the kernel, short of memory, may have killed it for another's greed
         if not hasattr(thread, "pipe"):
             thread.pipe, other_end = spawn.Pipe()
-            spawn.Process(target=serve, args=[other_end], daemon=True).start()
+            thread.process = spawn.Process(target=serve, args=[other_end], daemon=True)
+            thread.process.start()
             other_end.close()
         try:
             thread.pipe.send((item, sampling))
-            return thread.pipe.recv()
+            if thread.pipe.poll(TIMEOUT):
+                return thread.pipe.recv()
+            thread.process.kill()
+            del thread.pipe
+            return Row([], f"reading it took more than {TIMEOUT:.0f} seconds")
         except (EOFError, OSError):
             del thread.pipe
     return Row([], "reading it ended the process: the decoder crashed, or memory ran out")
@@ -158,89 +142,168 @@ def serve(pipe: Connection) -> None:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def settings_of(items: list[Item], sampling: Sampling) -> Settings:
+def settings_of(items: list[Item], sampling: Sampling, layout: Layout) -> Settings:
     """All that the output depends on: the same settings, the same bytes. Files count by path and size."""
     digest = hashlib.sha256()
     for item in items:
-        size = item.path.stat().st_size if item.path.exists() else None
-        digest.update(repr((item, size)).encode())
-    return {**asdict(sampling), "content": digest.hexdigest()[:16]}
+        digest.update(repr((item, sizes(item.path))).encode())
+    made = asdict(sampling) | {"link": bool(sampling.link)} | asdict(layout)
+    return made | {"content": digest.hexdigest()[:16]}
 
 
-def is_finished(part: Path, settings: Settings) -> bool:
+def sizes(path: Path) -> Any:
+    """Bytes of a file, or of each file of a folder by name; None where there is nothing."""
+    if path.is_dir():
+        return sorted((file.name, file.stat().st_size) for file in path.iterdir())
+    return path.stat().st_size if path.exists() else None
+
+
+def first_line(journal: Path) -> Settings | str:
+    """The settings that files were made with."""
+    try:
+        with journal.open() as file:
+            return json.loads(file.readline())
+    except (OSError, ValueError):
+        return "settings that are not known"
+
+
+def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     """Whether the files are there, made with these settings; files made otherwise are an error."""
-    rows, record = part.with_suffix(".img.tsv"), part.with_suffix(".settings.json")
-    before = json.loads(record.read_text()) if record.exists() else "settings that are not known"
+    rows, manifest = layout.place(part, layout.rows(0)), layout.place(part, "manifest.jsonl")
+    before = first_line(manifest)
     if rows.exists() and before != settings:
         raise SystemExit(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
 
 
 def write_rows(
-    part: Path, items: list[Item], sampling: Sampling, workers: int, settings: Settings
+    part: Path, items: list[Item], sampling: Sampling, layout: Layout, workers: int, settings: Settings
 ) -> list[Done]:
     """Write the rows of the items that no earlier run has done, and a line of the journal after each item."""
     part.mkdir(parents=True, exist_ok=True)
-    done = resume(part, settings)
+    done = resume(part, layout, settings)
     left = items[len(done) :]
+    shard = done[-1].shard if done else 0
     made = tqdm(make_rows(left, sampling, workers), initial=len(done), total=len(items), unit="row")
-    with (part / "img.tsv").open("ab") as rows, (part / "journal.jsonl").open("a") as journal:
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context((part / "journal.jsonl").open("a"))
+        rows = stack.enter_context((part / layout.rows(shard)).open("ab"))
         for item, row in zip(left, made, strict=True):
-            if not row.failure:
-                rows.write(b"\t".join([item.id.encode(), *row.frames]) + b"\n")
-                rows.flush()
-            done.append((rows.tell(), len(row.frames), row.failure))
-            journal.write(json.dumps(done[-1]) + "\n")
+            line = b"" if row.failure else b"\t".join([item.id.encode(), *row.fields]) + b"\n"
+            if layout.shard_bytes and rows.tell() and line and rows.tell() + len(line) > layout.shard_bytes:
+                shard += 1
+                rows = stack.enter_context((part / layout.rows(shard)).open("ab"))
+            rows.write(line)
+            rows.flush()
+            what = (item.id, str(item.path), row.frames, row.duration, row.sha256, row.failure)
+            done.append(Done(*what, shard, rows.tell()))
+            journal.write(json.dumps(asdict(done[-1])) + "\n")
             journal.flush()
     return done
 
 
-def resume(part: Path, settings: Settings) -> list[Done]:
-    """What runs with the same settings have done, as far as both files have it; both are cut to that."""
-    rows, journal = part / "img.tsv", part / "journal.jsonl"
-    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
-    before, *entries = [json.loads(line) for line in lines if line.endswith("\n")] or [settings]
-    if before != settings:
-        print(f"{part}: begun with {before}, not {settings}; starting over")
-        entries = []
-    rows.touch()
-    size = rows.stat().st_size
-    done: list[Done] = [(end, frames, failure) for end, frames, failure in entries if end <= size]
-    os.truncate(rows, done[-1][0] if done else 0)
-    journal.write_text("".join(json.dumps(entry) + "\n" for entry in [settings, *done]))
+def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
+    """What runs with the same settings have done, as far as all files have it; they are cut to that."""
+    journal = part / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    lines = [line for line in lines if line.endswith(b"\n")]
+    if not lines or (before := json.loads(lines[0])) != settings:
+        if lines:
+            print(f"{part}: begun with {before}, not {settings}; starting over")
+        shutil.rmtree(part)
+        part.mkdir()
+        journal.write_text(json.dumps(settings) + "\n")
+        return []
+    done: list[Done] = []
+    for line in lines[1:]:
+        entry = Done(**json.loads(line))
+        rows = part / layout.rows(entry.shard)
+        if not rows.exists() or rows.stat().st_size < entry.end:
+            break
+        done.append(entry)
+    last, end = (done[-1].shard, done[-1].end) if done else (0, 0)
+    (part / layout.rows(last)).touch()
+    os.truncate(part / layout.rows(last), end)
+    if layout.shard_bytes:  # one that was begun after that
+        (part / layout.rows(last + 1)).unlink(missing_ok=True)
+    os.truncate(journal, sum(map(len, lines[: 1 + len(done)])))
     return done
 
 
-def finish(part: Path, items: list[Item], done: list[Done], settings: Settings) -> None:
+def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> None:
     """Write what goes with the rows, then move all of it to its place."""
-    from tsv import write_lineidx  # imports torch: not for the processes that decode
-
-    images = True
-    texts: dict[str, list[str]] = {"failures.tsv": [], "caption.tsv": [], "linelist.tsv": []}
-    failures, captions, linelist = texts.values()
-    for item, (_, frames, failure) in zip(items, done, strict=True):
-        if failure:
-            failures.append(f"{item.id}\t{item.path}\t{failure}\n")
-        else:
-            linelist += [f"{len(captions)}\t{number}\n" for number in range(len(item.captions))]
-            captions.append(f"{item.id}\t{json.dumps([{'caption': text} for text in item.captions])}\n")
-            images &= item.kind != "video" and frames == 1
-    names = {"img": "img.tsv", "caption": "caption.tsv", "caption_linelist": "linelist.tsv"}
-    corpus = {key: part.with_suffix(f".{ending}").name for key, ending in names.items()}
-    texts["yaml"] = [yaml.safe_dump(corpus | ({"image": True} if images else {}), sort_keys=False)]
-    texts["settings.json"] = [json.dumps(settings) + "\n"]
+    texts = {"failures.tsv": [f"{d.id}\t{d.source}\t{d.failure}\n" for d in done if d.failure]}
+    made = [(item, entry) for item, entry in zip(items, done, strict=True) if not entry.failure]
+    listed = layout.place(part, "failures.tsv")
+    if not made:
+        (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
+        (part / "failures.tsv").replace(listed)
+        shutil.rmtree(part)
+        raise SystemExit(f"nothing written: not one row could be made; see {listed}")
+    if not layout.frames_only:
+        texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
         (part / ending).write_text("".join(lines), "utf-8", "backslashreplace")
-    write_lineidx(part / "img.tsv")
-    write_lineidx(part / "caption.tsv")
-    # rows and settings last: with the rows still there, a run that is killed here can finish again
-    order = ["failures.tsv", "caption.tsv", "caption.lineidx", "linelist.tsv", "yaml", "img.lineidx"]
-    for ending in [*order, "img.tsv", "settings.json"] if captions else order[:1]:
-        (part / ending).replace(part.with_suffix(f".{ending}"))
+    write_indices(part, range(made[-1][1].shard + 1), layout)
+    (part / COMPLETE).touch()
+    move(part, layout)
+    captions = "" if layout.frames_only else f", {len(texts['linelist.tsv'])} captions"
+    print(f"{len(made)} rows{captions}, {len(texts['failures.tsv'])} in {listed.name}")
+
+
+def caption_texts(part: Path, made: Iterable[tuple[Item, Done]], layout: Layout) -> dict[str, list[str]]:
+    """The lines of the captions, the pairs and the YAML, by the endings of their files."""
+    texts: dict[str, list[str]] = {"linelist.tsv": []}
+    images, shards = True, range(0)
+    for item, entry in made:
+        lines = texts.setdefault(layout.captions(entry.shard), [])
+        place = f"{entry.shard}\t{len(lines)}" if layout.shard_bytes else f"{len(lines)}"
+        texts["linelist.tsv"] += [f"{place}\t{number}\n" for number in range(len(item.captions))]
+        lines.append(f"{item.id}\t{json.dumps([{'caption': text} for text in item.captions])}\n")
+        images &= item.kind != "video" and entry.frames == 1
+        shards = range(entry.shard + 1)
+    files = {
+        "img": [layout.place(part, layout.rows(shard)).name for shard in shards],
+        "caption": [layout.place(part, layout.captions(shard)).name for shard in shards],
+    }
+    corpus: dict[str, Any] = (
+        dict(files) if layout.shard_bytes else {k: names[0] for k, names in files.items()}
+    )
+    corpus["caption_linelist"] = layout.place(part, "linelist.tsv").name
+    corpus |= {"composite": True} if layout.shard_bytes else {}
+    corpus |= {"image": True} if images else {}
+    texts["yaml"] = [yaml.safe_dump(corpus, sort_keys=False)]
+    return texts
+
+
+def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
+    """Write the .lineidx of each TSV, and the index by id of the frames that go with questions."""
+    from tsv import find_ids, id2lineidx_path, write_lineidx  # imports torch: not for those that decode
+
+    for shard in shards:
+        rows = part / layout.rows(shard)
+        write_lineidx(rows)
+        if layout.frames_only:
+            id2lineidx_path(rows).write_bytes(pickle.dumps(find_ids(rows)))
+        else:
+            write_lineidx(part / layout.captions(shard))
+
+
+def move(part: Path, layout: Layout) -> None:
+    """Move the files of a complete folder to their places; after a kill this goes on where it was."""
+    with contextlib.suppress(FileNotFoundError):  # moved before a kill
+        (part / "journal.jsonl").replace(part / "manifest.jsonl")
+    for path in sorted(part.iterdir()):
+        if path.name != COMPLETE and not path.name.startswith("."):  # what a kill left unfinished
+            path.replace(layout.place(part, path.name))
     shutil.rmtree(part)
-    print(f"{len(captions)} rows, {len(linelist)} captions, {len(failures)} in {part.stem}.failures.tsv")
-    if not captions:
-        raise SystemExit("nothing written: not one row could be made")
+
+
+def is_complete(part: Path, settings: Settings, layout: Layout) -> bool:
+    """Whether a run with these settings was killed while it moved its files."""
+    places = (part / "journal.jsonl", part / "manifest.jsonl", layout.place(part, "manifest.jsonl"))
+    journal = next((path for path in places if path.exists()), places[0])
+    return (part / COMPLETE).exists() and first_line(journal) == settings
 
 
 # -------------------------------------------------------------------------------------------------- program
@@ -249,17 +312,31 @@ def finish(part: Path, items: list[Item], done: list[Done], settings: Settings) 
 def main(arguments: list[str] | None = None) -> None:
     """Make the files; exits with 1 when there is not one row."""
     args = parse_arguments(arguments)
-    sampling = Sampling(args.frames or (None if args.fps else 32), args.fps, args.size, args.quality)
-    items = read_items(args.source, args.captions)
+    layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
+    part = args.output / f"{args.name}.part"
+    sampling = Sampling(
+        frames=args.frames or (None if args.fps else 32),
+        fps=args.fps,
+        size=args.size,
+        quality=args.quality,
+        rate=args.rate,
+        link=str(args.output) if args.link else "",
+        captions=not args.frames_only,
+    )
+    window = (args.start, args.end)
+    items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
     if not items:
         raise SystemExit(f"{args.source}: no video, image or row in it; check the path")
-    settings = settings_of(items, sampling)
-    part = args.output / f"{args.name}.part"
-    if not args.overwrite and is_finished(part, settings):
-        print(f"{part.with_suffix('.yaml')}: finished before with these settings (--overwrite: once more)")
+    settings = settings_of(items, sampling, layout)
+    if is_complete(part, settings, layout):
+        move(part, layout)
+        print(f"{args.name}: finished")
         return
-    done = write_rows(part, items, sampling, args.workers, settings)
-    finish(part, items, done, settings)
+    if not args.overwrite and is_finished(part, settings, layout):
+        print(f"{args.name}: finished before with these settings (--overwrite: once more)")
+        return
+    done = write_rows(part, items, sampling, layout, args.workers, settings)
+    finish(part, items, done, layout)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -267,17 +344,35 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("source", type=Path, help="a folder; a CSV of `video` or `image`, and `caption`; or a frames TSV")
+    add("source", type=Path, help="a folder; a CSV of `video` or `image`, `caption`, and, where the rows are "
+        "clips of videos, `id`, `start` and `end`; or a frames TSV")  # fmt: skip
     add("--captions", type=Path, help="for a folder or TSV: a JSON {id: [captions]}, or a CSV as above")
+    add("--frames_only", action="store_true", help="img_NAME.tsv alone, for which no captions are needed")
     add("--output", type=Path, required=True, help="folder to write to, made when missing")
     add("--name", required=True, help="what the names of the written files begin with")
     add("--frames", type=int, help="per video at most, evenly, first and last included (default: 32)")
     add("--fps", type=float, help="frames per second of video (then, by default, --frames is unbounded)")
+    add("--start", type=float, default=0.0, help="seconds of each video before its clip begins (default: 0)")
+    add("--end", type=float, help="where it ends, in seconds, say 30 (default: with the video)")
     add("--size", type=int, default=320, help="longest side, pixels (default: 320); only shrinks")
     add("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default: 90)")
+    add(
+        "--frame_folders", action="store_true", help="each folder in the source is a video, a picture a frame"
+    )
+    add(
+        "--rate", type=float, default=0.0, help="frames per second of such folders, for --fps, --start, --end"
+    )
+    add("--link", action="store_true", help="rows name the files, which are decoded when they are read")
+    add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
     add("--overwrite", action="store_true", help="replace finished files of this name")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for name in ("frames", "fps", "size", "quality"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            parser.error(f"--{name} must be more than 0")
+    if args.start < 0 or (args.end is not None and args.end <= args.start):
+        parser.error("--start and --end must be 0 <= start < end")
+    return args
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from clips import Item, Sampling, read_video
 
 from agent import seeded, to_device
 from checkpoint import load_checkpoint
-from dataset import PretrainCorpus, Tokens, Transform, decode_frame
+from dataset import PretrainCorpus, Tokens
+from frames import Transform, decode_frame
 from lib import Config, UserError, atomic_path, choose_device, load_config
 from masking import mask_batch
 from model import PretrainModel
@@ -184,7 +185,7 @@ def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[d
     """A video file as a sample of its own."""
     item = Item(Path(path).stem, (caption,), Path(path), "video")
     try:
-        stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img))
+        stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img)).frames
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a video: {error}") from error
     frames = [decode_frame(frame, i) for i, frame in enumerate(stored)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import write_corpus
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, Transform, random_frames
+from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens
+from frames import Transform, random_frames
 from lib import UserError
 from tsv import BadRow, Tsv, lineidx_path
 

@@ -5,11 +5,15 @@ pytest tests/test_make_tsv.py
 
 import base64
 import csv
+import hashlib
 import io
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import time
 from fractions import Fraction
 from multiprocessing import active_children
 from pathlib import Path
@@ -25,9 +29,12 @@ import clips
 import make_tsv
 from clips import Item, Row, Sampling
 
+from frames import row_frames
+from tsv import Videos
+
 STEP = 4  # brightness from one frame of a test video to the next
 TABLES = ("img.tsv", "img.lineidx", "caption.tsv", "caption.lineidx", "linelist.tsv", "failures.tsv")
-FILES = {f"x.{ending}" for ending in (*TABLES, "yaml", "settings.json")}
+FILES = {f"x.{ending}" for ending in (*TABLES, "yaml", "manifest.jsonl")}
 
 
 def write_video(
@@ -80,8 +87,8 @@ def run(source: Path, output: Path, *options: object, workers: int = 0) -> None:
     make_tsv.main([str(argument) for argument in arguments])
 
 
-def read_rows(output: Path, ending: str = "img.tsv") -> list[list[str]]:
-    lines = (output / f"x.{ending}").read_bytes().decode().split("\n")
+def read_rows(output: Path, ending: str = "img.tsv", name: str = "x.") -> list[list[str]]:
+    lines = (output / f"{name}{ending}").read_bytes().decode().split("\n")
     assert lines.pop() == "", "the last row has its line break"
     return [line.split("\t") for line in lines]
 
@@ -91,8 +98,8 @@ def read_captions(output: Path) -> dict[str, list[str]]:
     return {id_: [entry["caption"] for entry in entries] for id_, entries in rows.items()}
 
 
-def failures(output: Path) -> dict[str, str]:
-    return {id_: reason for id_, _, reason in read_rows(output, "failures.tsv")}
+def failures(output: Path, name: str = "x") -> dict[str, str]:
+    return {id_: reason for id_, _, reason in read_rows(output, "failures.tsv", f"{name}.")}
 
 
 def picture(field: str) -> Image.Image:
@@ -151,9 +158,9 @@ def test_fps_goes_by_time_and_not_by_number() -> None:
 def test_decoding_corrects_what_the_packets_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item("a", ("a clip",), write_video(tmp_path / "a.mp4", frames=40), "video")
     expected = clips.make_row(item, Sampling(frames=4))
-    assert len(expected.frames) == 4
+    assert len(expected.fields) == expected.frames == 4
     for wrong in ([], [0.0, 0.1, 0.2], [number / 25 for number in range(50)]):
-        monkeypatch.setattr(clips, "packet_times", lambda path, wrong=wrong: wrong)
+        monkeypatch.setattr(clips, "stated_times", lambda path, rate, wrong=wrong: wrong)
         assert clips.make_row(item, Sampling(frames=4)) == expected
 
 
@@ -371,7 +378,7 @@ def test_a_crash_costs_one_row_and_a_killed_worker_none(tmp_path: Path) -> None:
         os.kill(child.pid, signal.SIGKILL)
     made = [first, *rows]
     assert "ended the process" in made.pop(4).failure
-    assert [(len(row.frames), row.failure) for row in made] == [(3, "")] * 19
+    assert [(row.frames, row.failure) for row in made] == [(3, "")] * 19
 
 
 class Killed(BaseException):
@@ -428,7 +435,7 @@ def test_what_is_done_is_not_done_again(four: Path, tmp_path: Path, monkeypatch:
     assert opened == ["clip3"]
 
 
-@pytest.mark.parametrize("moved", [0, 1, 6])
+@pytest.mark.parametrize("moved", [0, 1, 4, 6, 7])
 def test_a_kill_while_finishing_loses_nothing(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
@@ -502,3 +509,113 @@ def test_a_source_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path / "x.img.tsv", tmp_path, "--captions", captions)
     assert (tmp_path / "x.img.tsv").read_bytes() == b"a\t" + jpeg + b"\n"
+
+
+def run_until(seconds: float, source: Path, output: Path, *options: object) -> None:
+    """Run, and be killed after so long, wherever that is."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process as SIGKILL does: no code runs
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    run(source, output, *options)
+
+
+@pytest.mark.parametrize("options", [(), ("--shard_gb", 1e-5, "--frames_only", "--fps", 10)])
+def test_ten_kills_at_random_change_nothing(tmp_path: Path, options: tuple) -> None:
+    for number in range(24):
+        write_video(tmp_path / f"{number}.mp4", frames=4 + number)
+    (tmp_path / "7.mp4").write_text("not a video")
+    source = write_csv(tmp_path / "c.csv", [(f"{number}.mp4", f"caption {number}") for number in range(24)])
+    start = time.perf_counter()
+    run(source, tmp_path / "whole", *options)
+    needed = time.perf_counter() - start
+    random, fork, kills = np.random.default_rng(0), multiprocessing.get_context("fork"), 0
+    while kills < 10:
+        seconds = random.uniform(0.01, 0.5) * needed
+        process = fork.Process(target=run_until, args=(seconds, source, tmp_path / "out", *options))
+        process.start()
+        process.join()
+        kills += process.exitcode == -signal.SIGALRM
+        if process.exitcode == 0:
+            assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "out")
+    run(source, tmp_path / "out", *options)
+    assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
+
+
+def test_what_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "a.mp4")  # opening it waits for a writer that never comes
+    write_video(tmp_path / "b.mp4", frames=3)
+    monkeypatch.setattr(make_tsv, "TIMEOUT", 5.0)
+    items = [Item(name, ("a clip",), tmp_path / f"{name}.mp4", "video") for name in "ab"]
+    first, second = make_tsv.make_rows(items, Sampling(), workers=2)
+    assert first.failure == "reading it took more than 5 seconds"
+    assert (second.frames, second.failure) == (3, "")
+
+
+# ---- Layouts ----
+
+
+def test_shards_hold_the_same_rows_and_a_composite_yaml_names_them(tmp_path: Path) -> None:
+    for number in range(6):
+        write_video(tmp_path / f"clip{number}.mp4", frames=3)
+    (tmp_path / "clip2.mp4").write_text("not a video")
+    source = write_csv(
+        tmp_path / "c.csv", [(f"clip{n}.mp4", f"{n}{text}") for n in range(6) for text in "ab"]
+    )
+    run(source, tmp_path / "one")
+    bytes_per_row = len((tmp_path / "one/x.img.tsv").read_bytes()) / 5
+    run(source, tmp_path / "out", "--shard_gb", 2.5 * bytes_per_row / 1e9)
+    names = yaml.safe_load((tmp_path / "out/x.yaml").read_text())
+    assert names["img"] == [f"x.img.{shard}.tsv" for shard in range(3)] and names["composite"] is True
+    for kind in ("img", "caption"):
+        joined = b"".join((tmp_path / "out" / name).read_bytes() for name in names[kind])
+        assert joined == (tmp_path / f"one/x.{kind}.tsv").read_bytes()
+    assert max((tmp_path / "out" / name).stat().st_size for name in names["img"]) <= 2.5 * bytes_per_row
+    pairs = [tuple(map(int, row)) for row in read_rows(tmp_path / "out", "linelist.tsv")]
+    assert pairs == [
+        (shard, row, text) for shard, row in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] for text in (0, 1)
+    ]
+    entries = [json.loads(line) for line in (tmp_path / "out/x.manifest.jsonl").read_text().splitlines()[1:]]
+    assert [entry["shard"] for entry in entries if not entry["failure"]] == [0, 0, 1, 1, 2]
+
+
+def test_frames_alone_need_no_captions(four: Path, tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("video\nclip0.mp4\nclip1.mp4\n")
+    run(tmp_path / "n.csv", tmp_path / "out", "--frames_only")
+    endings = ("tsv", "lineidx", "id2lineidx.pkl", "failures.tsv", "manifest.jsonl")
+    assert set(all_bytes(tmp_path / "out")) == {f"img_x.{ending}" for ending in endings}
+    videos = Videos(tmp_path / "out/img_x.tsv")
+    assert list(videos.rows) == ["clip0"] and len(videos["clip0"]) == 1 + 6
+
+
+def test_the_manifest_says_what_was_made_of_what(four: Path, tmp_path: Path) -> None:
+    run(four, tmp_path / "out", "--frames", 4)
+    settings, *entries = [json.loads(line) for line in (tmp_path / "out/x.manifest.jsonl").open()]
+    assert (settings["frames"], settings["quality"], settings["link"]) == (4, 90, False)
+    assert [entry["id"] for entry in entries] == [f"clip{number}" for number in range(4)]
+    assert "Invalid data" in entries.pop(1)["failure"]
+    for entry, seconds in zip(entries, (0.24, 0.32, 0.36), strict=True):
+        assert (entry["frames"], entry["seconds"]) == (4, pytest.approx(seconds))
+        assert entry["sha256"] == hashlib.sha256(Path(entry["source"]).read_bytes()).hexdigest()
+
+
+def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within JPEG loss: the same frames, turned, with square pixels, from wherever the script is started."""
+    write_video(tmp_path / "in/a.mp4", frames=40, aspect=Fraction(4, 3))
+    write_image(tmp_path / "in/b.png")
+    rows = "".join(f"{line}\n" for line in ("a.mp4,,a,a,", "a.mp4,,part,b,0.4", ",b.png,b,c,"))
+    (tmp_path / "in/c.csv").write_text("video,image,id,caption,start\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    run(Path("in/c.csv"), Path("stored"), "--quality", 100)
+    run(Path("in/c.csv"), Path("linked"), "--link")
+    assert [row[1] for row in read_rows(Path("linked"))] == ["../in/a.mp4", "../in/a.mp4", "../in/b.png"]
+    monkeypatch.chdir("/")
+    for stored, linked in zip(read_rows(tmp_path / "stored"), read_rows(tmp_path / "linked"), strict=True):
+        pictures = [
+            row_frames([field.encode() for field in row], tmp_path / name)
+            for row, name in ((stored, "stored"), (linked, "linked"))
+        ]
+        numbers = list(range(len(pictures[0])))
+        assert len(pictures[1]) == len(numbers) == {"a": 32, "part": 30, "b": 1}[stored[0]]
+        for one, other in zip(*(frames.read(numbers) for frames in pictures), strict=True):
+            assert one.shape == other.shape
+            assert (one.float() - other.float()).abs().mean() < 1.5

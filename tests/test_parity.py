@@ -13,7 +13,7 @@ from seeded import fill, seeded_tensor
 from transformers import BertConfig
 
 from agent import MIN_LR, parameter_groups, warmup_linear
-from dataset import STD, Transform, decode_frame, even_frames, every_clip
+from frames import STD, Transform, decode_frame, even_frames, every_clip
 from fusion import take, visible
 from hog import hog_picture
 from model import PretrainModel

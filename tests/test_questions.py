@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import write_videos
 
-from dataset import Batches, Loader, Mixture, Tokens, Transform
+from dataset import Batches, Loader, Mixture, Tokens
+from frames import Transform
 from lib import Config, UserError, World
 from question_kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber, fit
 from questions import Annotation, question_loaders, some_videos

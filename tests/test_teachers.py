@@ -17,7 +17,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 import teachers
 from checkpoint import read_tensors
 from dalle import DalleEncoder, load_dalle
-from dataset import MEAN, STD
+from frames import MEAN, STD
 from lib import Config, UserError
 from teachers import DisTeacher, DptTeacher, FrameTeacher, RaftTeacher, Teacher, make_teachers, to_pixels
 from video_swin import SIZES, VideoSwin

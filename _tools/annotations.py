@@ -1,0 +1,194 @@
+"""Public annotation files of a dataset -> `txt_TASK.json`, or captions for pre-training.
+
+    python _tools/annotations.py msrvtt-qa ~/MSRVTT-QA --data _data
+    python _tools/annotations.py webvid-train ~/webvid --data _data --frames _data/img_webvid.tsv
+
+_data/README.md says which files are needed and where they are. Prints the counts of each split beside the
+published ones, and the videos that `_data/img_DATASET.tsv` lacks. A pre-training corpus (NAME.caption.tsv,
+NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_tsv.py --frames_only has made.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+import public_captions as captions
+import public_questions as questions
+from public_files import Public
+
+from lib import UserError, atomic_path, lookup
+from tsv import Tsv, find_ids, write_lineidx
+
+SPLITS = ("train", "val", "test")
+LISTED = 10  # missing videos that are printed
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's converter, the dataset whose frames it is about, and how much was published of each split."""
+
+    convert: Callable[[Public, float], Mapping[str, Any]]
+    dataset: str
+    published: Mapping[str, int]
+    name: str = ""
+    """of the task in configs, where it is another"""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A caption corpus, and how many pairs were published."""
+
+    convert: Callable[[Public, str], Mapping[str, str]]
+    split: str
+    published: int
+    image: bool = field(default=False)
+
+
+LSMDC = {"train": 101_079, "val": 7_408}
+DIDEMO = {"train": 8_395, "val": 1_065, "test": 1_004}  # videos
+TASKS = {
+    "msrvtt-retrieval": Task(captions.msrvtt_retrieval, "msrvtt", {"train": 180_000, "test": 1_000}),
+    "lsmdc-retrieval": Task(captions.lsmdc_retrieval, "lsmdc", {**LSMDC, "test": 1_000}),
+    "didemo-retrieval": Task(captions.didemo_retrieval, "didemo", DIDEMO),
+    "msrvtt-qa": Task(questions.msrvtt_qa, "msrvtt", {"train": 158_581, "val": 12_278, "test": 72_821}),
+    "msvd-qa": Task(questions.msvd_qa, "msvd", {"train": 30_933, "val": 6_415, "test": 13_157}),
+    "msrvtt-mc": Task(questions.msrvtt_mc, "msrvtt", {"test": 2_990}, name="msrvtt-mc2"),
+    "tgif-action": Task(questions.tgif_action, "tgif", {"train+val": 20_475, "test": 2_274}),
+    "tgif-transition": Task(questions.tgif_transition, "tgif", {"train+val": 52_704, "test": 6_232}),
+    "tgif-frame": Task(questions.tgif_frame, "tgif", {"train+val": 39_392, "test": 13_691}),
+    "lsmdc-mc": Task(questions.lsmdc_mc, "lsmdc", {**LSMDC, "test": 10_053}),
+    "lsmdc-fib": Task(questions.lsmdc_fib, "lsmdc", {"train": 296_960, "val": 21_689, "test": 30_349}),
+}
+CORPORA = {
+    "webvid-train": Corpus(captions.webvid, "train", 2_500_000),
+    "webvid-val": Corpus(captions.webvid, "val", 5_000),
+    "cc3m-train": Corpus(captions.cc3m, "train", 3_318_333, image=True),
+    "cc3m-val": Corpus(captions.cc3m, "val", 15_840, image=True),
+}
+
+
+# ------------------------------------------------------------------------------------------------- tasks
+
+
+def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
+    """Convert, write `txt_TASK.json`, and say how it compares."""
+    task = TASKS[name]
+    content = task.convert(public, val_share)
+    path = data / f"txt_{task.name or name}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    frames = data / f"img_{task.dataset}.tsv"
+    known = set(find_ids(frames)) if frames.is_file() else None
+    counts = {split: len(content[split]) for split in SPLITS if split in content}
+    print(f"{path}\n{'split':8}{'samples':>10}{'published':>11}{'videos':>9}{'missing':>9}")
+    for split, count in counts.items():
+        videos = list(dict.fromkeys(item["video"] for item in content[split]))
+        published = task.published.get(split)
+        missing = [] if known is None else [video for video in videos if video not in known]
+        said = "?" if known is None else str(len(missing))
+        print(f"{split:8}{count:>10}{published or '':>11}{len(videos):>9}{said:>9}")
+        if missing:
+            print(f"  missing: {', '.join(missing[:LISTED])}{' ...' if len(missing) > LISTED else ''}")
+    if "train+val" in task.published:
+        both = counts.get("train", 0) + counts.get("val", 0)
+        print(f"train and val: {both}, published {task.published['train+val']}; val is drawn from train")
+    if known is None:
+        print(f"{frames} is not there yet: make_tsv.py --frames_only --name {task.dataset} makes it")
+
+
+# ------------------------------------------------------------------------------------------ pre-training
+
+
+def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) -> None:
+    """Captions row for row of the frames files; rows without one have an empty list, and no pair."""
+    corpus = CORPORA[name]
+    texts = {id_: " ".join(text.split()) for id_, text in corpus.convert(public, corpus.split).items()}
+    lacking, pairs, seen, files = [], [], set(), []
+    for source, path in enumerate(frames):
+        tsv, lines = Tsv(path), []
+        for row in range(len(tsv)):
+            id_ = tsv.map[int(tsv.offsets[row]) :][:1024].split(b"\t", 1)[0].decode(errors="replace")
+            text = texts.get(id_, "")
+            lines.append(f"{id_}\t{json.dumps([{'caption': text}] if text else [])}\n")
+            if text:
+                pairs.append(f"{source}\t{row}\t0\n" if len(frames) > 1 else f"{row}\t0\n")
+                seen.add(id_)
+            else:
+                lacking.append(id_)
+        files.append(data / (f"{name}.caption.{source}.tsv" if len(frames) > 1 else f"{name}.caption.tsv"))
+        with atomic_path(files[-1]) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+        write_lineidx(files[-1])
+    write_yaml(name, data, frames, files, pairs, corpus.image)
+    missing = [id_ for id_ in texts if id_ not in seen]
+    print(f"{data / name}.yaml: {len(pairs)} pairs; {len(texts)} captions, published {corpus.published}")
+    for what, ids in (("captions without a row", missing), ("rows without a caption", lacking)):
+        if ids:
+            print(f"{len(ids)} {what}: {', '.join(ids[:LISTED])}{' ...' if len(ids) > LISTED else ''}")
+
+
+def write_yaml(
+    name: str, data: Path, frames: Sequence[Path], files: Sequence[Path], pairs: Sequence[str], image: bool
+) -> None:
+    """The list of pairs, and the corpus that names it."""
+    with atomic_path(data / f"{name}.linelist.tsv") as temporary:
+        temporary.write_text("".join(pairs))
+    inside = [path.resolve().is_relative_to(data.resolve()) for path in frames]
+    images = [
+        str(path.resolve().relative_to(data.resolve()) if near else path.resolve())
+        for path, near in zip(frames, inside, strict=True)
+    ]
+    composite = len(frames) > 1
+    corpus: dict[str, Any] = {"img": images if composite else images[0]}
+    corpus["caption"] = [path.name for path in files] if composite else files[0].name
+    corpus["caption_linelist"] = f"{name}.linelist.tsv"
+    corpus |= ({"composite": True} if composite else {}) | ({"image": True} if image else {})
+    with atomic_path(data / f"{name}.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(corpus, sort_keys=False))
+
+
+# ----------------------------------------------------------------------------------------------- program
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert one dataset's files."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("dataset", help=", ".join([*TASKS, *CORPORA]))
+    add("folder", type=Path, help="where its public files are")
+    add("--file", action="append", default=[], metavar="ROLE=PATH", help="one that has another name")
+    add("--data", type=Path, default=Path("_data"), help="folder to write to (default: _data)")
+    add(
+        "--frames", type=Path, nargs="+", help="of a caption corpus: the frames files (default: img_NAME.tsv)"
+    )
+    add("--val_share", type=float, default=0.1, help="of the training videos, where no val is published")
+    args = parser.parse_args(arguments)
+    lookup([*TASKS, *CORPORA], args.dataset, "dataset")
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder} is not a folder; give the one with the public files.")
+    if not all("=" in pair for pair in args.file):
+        raise UserError(f"--file takes ROLE=PATH, such as train=my_train.csv, not {args.file}.")
+    public = Public(args.folder, {role: Path(path) for role, path in (p.split("=", 1) for p in args.file)})
+    try:
+        if args.dataset in TASKS:
+            write_task(args.dataset, public, args.data, args.val_share)
+        else:
+            frames = args.frames or [args.data / f"img_{args.dataset.split('-')[0]}.tsv"]
+            write_corpus(args.dataset, public, args.data, frames)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the files of {args.dataset} in {args.folder} are not of the published form ({error!r}); "
+            "_data/README.md shows it."
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Before a run: is all of its data there, whole, and what the config says?
+
+    python _tools/check_data.py _args/args_msrvtt-qa.json
+
+In under a minute on a corpus of any size, of which so many rows are decoded (`--KEY VALUE` overrides a key):
+
+    python _tools/check_data.py _args/args_pretrain.json --sample 200 --txt_backbone bert-base-uncased
+
+Prints a table of what was looked at and what is wrong with how many, the first of each named, and draws some
+clips with their text, `path_output/check_TASK.png`. Exits with 1 where a run would stop or lose samples.
+"""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from checks import Report, Sample, check_downstream, check_pretrain
+
+from dataset import Tokens
+from lib import Config, UserError, atomic_path, load_config, log
+
+SIDE = 128  # pixels of a frame on the contact sheet
+FIRST = 300  # characters of the first fault
+
+
+def table(report: Report) -> str:
+    """A line per finding, errors marked; then the first fault of each."""
+    heads = ("", "where", "what", "found", "of")
+    rows = [heads]
+    for f in report.findings:
+        mark = ("ERROR" if f.stops else "note") if f.faults else ""
+        rows.append((mark, f.where, f.what, str(len(f.faults)), str(f.total)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    firsts = [f"{f.where}, {f.what}: {shorten(f.faults[0])}" for f in report.findings if f.faults]
+    return "\n".join([*lines, *(["", "The first of each:"] if firsts else []), *firsts])
+
+
+def shorten(text: str) -> str:
+    """A fault in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= FIRST else f"{text[:FIRST]} ..."
+
+
+def contact_sheet(clips: Sequence[tuple[str, Sequence[Tensor]]]) -> Image.Image:
+    """A row per clip: its frames, its text below."""
+    columns = max(len(frames) for _, frames in clips)
+    height = SIDE + 32
+    sheet = Image.new("RGB", (max(columns, 4) * (SIDE + 4), len(clips) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (text, frames) in enumerate(clips):
+        for column, frame in enumerate(frames):
+            picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+            picture.thumbnail((SIDE, SIDE))
+            left, top = column * (SIDE + 4), row * height
+            sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + SIDE - picture.height))
+        lines = textwrap.wrap(text, width=sheet.width // 6)[:2]
+        draw.multiline_text((2, row * height + SIDE + 1), "\n".join(lines), fill="black", spacing=1)
+    return sheet
+
+
+def read_config(path: str, overrides: Sequence[str]) -> Config:
+    """A config of whichever type it says it is."""
+    try:
+        kind = json.loads(Path(path).read_text()).get("type", "pretrain")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a config ({error}); give one of _args/.") from error
+    return load_config(kind, ["--config", path, *overrides])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Look, print, draw; exits with 1 if something is wrong."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("config", help="JSON file of a run, of any type")
+    parser.add_argument("--sample", type=int, default=0, help="decode so many rows of each corpus (0: all)")
+    parser.add_argument("--sheet", type=Path, help="the picture (default: path_output/check_TASK.png)")
+    options, overrides = parser.parse_known_args(arguments)
+    config = read_config(options.config, overrides)
+    tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+    report, sample = Report(), Sample(options.sample, config.seed)
+    check = check_pretrain if config.type == "pretrain" else check_downstream
+    log.disabled = True  # what the loaders would log is in the table
+    try:
+        check(config, tokens, report, sample)
+    finally:
+        log.disabled = False
+    print(table(report))
+    if report.clips:
+        sheet = options.sheet or Path(config.path_output) / f"check_{config.task}.png"
+        with atomic_path(sheet) as temporary:
+            contact_sheet(report.clips).save(temporary, "PNG")
+        print(f"\nsome clips: {sheet}")
+    errors = sum(bool(f.faults) and f.stops for f in report.findings)
+    print(f"{errors} errors" if errors else "no errors")
+    sys.exit(1 if errors else 0)
+
+
+if __name__ == "__main__":
+    main()

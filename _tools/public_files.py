@@ -1,0 +1,95 @@
+"""Reading public annotation files: UTF-8 with or without BOM, CRLF or LF, tables with and without heads."""
+
+import csv
+import fnmatch
+import io
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib import UserError
+
+Item = dict[str, Any]
+Splits = dict[str, list[Item]]
+
+
+class Public:
+    """The folder with a dataset's public files, found by their published names whatever the case.
+
+    `named` says where one is that has another name, by its role.
+    """
+
+    def __init__(self, folder: Path, named: dict[str, Path] | None = None) -> None:
+        self.folder, self.named = folder, named or {}
+
+    def find(self, role: str, *patterns: str, needed: bool = True) -> Path | None:
+        """The first file that fits a pattern; raises `UserError` where there is none and it is needed."""
+        if role in self.named:
+            return self.named[role]
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        for pattern in patterns:
+            for path in files:
+                if fnmatch.fnmatch(path.name.lower(), pattern.lower()):
+                    return path
+        if needed:
+            raise UserError(
+                f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
+                f"say --file {role}=PATH."
+            )
+        return None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; line ends as they are."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 ({error}); download it again.") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or one of JSON lines (a list, then)."""
+    text = read_text(path)
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
+
+
+def read_table(path: Path, delimiter: str = ",", columns: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """The rows of a table by column, quoted as CSV is; raises `UserError` naming a row at fault."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    head = [name.strip() for name in next(reader, [])]
+    if lacking := [name for name in columns if name not in head]:
+        raise UserError(f"{path} has the columns {head}, not {lacking}; download it again.")
+    for row in reader:
+        if row and len(row) != len(head):
+            raise UserError(f"{path} line {reader.line_num}: {len(row)} fields, not {len(head)}; correct it.")
+        if row:
+            yield dict(zip(head, row, strict=True))
+
+
+def read_lines(path: Path, least: int) -> Iterator[list[str]]:
+    """The fields of each line of a file that has tabs, and quotes that mean nothing."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        fields = line.rstrip("\r").split("\t")
+        if fields == [""]:
+            continue
+        if len(fields) < least:
+            raise UserError(f"{path} line {number}: {len(fields)} fields, not {least} or more; correct it.")
+        yield fields
+
+
+def hold_out(items: list[Item], share: float, seed: int = 88) -> Splits:
+    """Training questions -> train, and val: those of a share of the videos, where no val is published."""
+    videos = sorted({item["video"] for item in items})
+    held = set(random.Random(seed).sample(videos, round(share * len(videos))))
+    splits = {
+        "train": [item for item in items if item["video"] not in held],
+        "val": [item for item in items if item["video"] in held],
+    }
+    return {split: rows for split, rows in splits.items() if rows}

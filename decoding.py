@@ -1,0 +1,279 @@
+"""Frames of video files, pictures and folders of pictures, upright, by PyAV and Pillow.
+
+Times are in seconds, as the file gives them, rounded to microseconds.
+"""
+
+import bisect
+import contextlib
+import functools
+import os
+import re
+import time as clock
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from PIL import Image, ImageOps
+
+IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+SAME = 1e-4  # seconds within which two times are one
+APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
+LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
+PATIENCE = 120.0  # seconds that a file may take
+MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
+
+
+class Frame(NamedTuple):
+    """One decoded frame; its picture is only made when asked for."""
+
+    time: float
+    end: float
+    aspect: float
+    """width / height of a pixel of the picture"""
+    picture: Callable[[], Image.Image]
+    """upright, RGB"""
+
+
+def read_frames(path: Path, start: float | None = None, rate: float = 0) -> Iterator[Frame]:
+    """All frames in the order in which they are shown; of a video, those before `start` may be left out.
+
+    `rate` is that of a folder's pictures, which have no times of their own (0: one per second).
+    """
+    if path.is_dir():
+        yield from folder_frames(path, rate or 1)
+    elif path.suffix.lower() in IMAGES:
+        yield from picture_frames(path)
+    elif start is None:
+        with open_video(path) as (container, stream):
+            yield from video_frames(container, stream)
+    else:
+        yield from frames_from(path, start)
+
+
+def stated_times(path: Path, rate: float = 0) -> list[float]:
+    """Times of the frames that should come out, ascending, without decoding a video."""
+    if path.is_dir() or path.suffix.lower() in IMAGES:
+        return [frame.time for frame in read_frames(path, rate=rate)]
+    with open_video(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        return sorted(seconds(packet.pts, packet.time_base) for packet in packets if not packet.is_discard)
+
+
+def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
+    """What is on screen at each of the `times`, in ascending order, by seeking in a video.
+
+    Raises `ValueError` where the file ends before, and whatever a decoder raises.
+    """
+    if path.suffix.lower() in IMAGES:
+        return on_screen(picture_frames(path), times)
+    with open_video(path) as (container, stream):
+        try:
+            picked = []
+            for group in by_key_frame(times, key_times(stream)):
+                seek(container, stream, group[0])
+                picked += on_screen(video_frames(container, stream, sought=True), group, may_precede=False)
+            return picked
+        except (Late, av.FFmpegError):  # a wrong index, or none: read it from the beginning
+            pass
+    return on_screen(read_frames(path), times)
+
+
+# ------------------------------------------------------------------------------------------------- videos
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its main video stream, decoded by one thread: other processes use the other cores."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("no video stream in it")
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
+
+
+def seconds(pts: int, time_base: Any) -> float:
+    """A time stamp in seconds."""
+    return round(float(pts * time_base), 6)
+
+
+def seek(container: Any, stream: Any, time: float) -> None:
+    """Go to the key frame at or before a time."""
+    container.seek(round(time / stream.time_base), stream=stream, backward=True)
+
+
+def key_times(stream: Any) -> list[float]:
+    """Times of the key frames, ascending, as far as the container has an index."""
+    entries = [entry.timestamp for entry in stream.index_entries if entry.is_keyframe]
+    return sorted(seconds(stamp, stream.time_base) for stamp in entries)
+
+
+def by_key_frame(times: Sequence[float], keys: Sequence[float]) -> list[list[float]]:
+    """Ascending times in groups, each of which one seek and reading on from there will find."""
+    groups: list[list[float]] = []
+    for time in times:
+        before = groups[-1][-1] if groups else None
+        if before is None:
+            apart = True
+        elif keys:
+            apart = bisect.bisect_right(keys, time + SAME) > bisect.bisect_right(keys, before + SAME)
+        else:
+            apart = time - before > APART
+        groups = [*groups, [time]] if apart else [*groups[:-1], [*groups[-1], time]]
+    return groups
+
+
+def frames_from(path: Path, start: float) -> Iterator[Frame]:
+    """The frames of a video from the key frame before `start` on, from the first where that is not found."""
+    with open_video(path) as (container, stream), contextlib.suppress(Late):
+        seek(container, stream, start)
+        frames = video_frames(container, stream, sought=True)
+        first = next(frames, None)
+        if first is not None and first.time <= start + SAME:
+            yield first
+            yield from frames
+            return
+    yield from read_frames(path)
+
+
+def video_frames(container: Any, stream: Any, sought: bool = False) -> Iterator[Frame]:
+    """The frames from where the container is on; a time that is missing follows from the frame rate.
+
+    After a seek (`sought`) it cannot: then `Late` is raised.
+    """
+    aspect = float(stream.sample_aspect_ratio or 1)
+    step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    latest, deadline = None, clock.monotonic() + PATIENCE
+    for frame in container.decode(stream):
+        if clock.monotonic() > deadline:
+            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds")
+        if frame.pts is not None:
+            time = seconds(frame.pts, frame.time_base)
+        elif latest is None and sought:
+            raise Late
+        else:
+            time = 0.0 if latest is None else latest + step
+        if latest is not None and time <= latest:
+            time = latest + step
+        latest = round(time, 6)
+        length = float(frame.duration * frame.time_base) if frame.duration else step
+        turned = frame.rotation % 180 == 90
+        yield Frame(latest, latest + length, 1 / aspect if turned else aspect, Picture(frame))
+
+
+class Picture:
+    """The picture of a decoded frame, made when called."""
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+    def __call__(self) -> Image.Image:
+        """Upright, RGB; raises `ValueError` where the decoder says that it is damaged."""
+        if self.frame.is_corrupt:
+            raise ValueError(f"its frame at {self.frame.time} seconds is damaged")
+        turn = round(self.frame.rotation) % 360  # degrees, counterclockwise
+        picture = self.frame.to_image()
+        return picture.rotate(turn, expand=True) if turn else picture
+
+
+def is_cut_gif(path: Path) -> bool:
+    """Whether a file is a GIF without its end mark; a GIF does not say how long it is."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GIF8":
+            return False
+        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+        return not file.read().rstrip(b"\0\r\n").endswith(b";")
+
+
+def stated_length(path: Path) -> float:
+    """Seconds of video that a file's header promises; 0 where it promises nothing that can be relied on."""
+    if path.is_dir() or path.suffix.lower() in IMAGES:
+        return 0.0
+    with open_video(path) as (container, stream):
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        clock_time = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+        if clock_time:  # of Matroska and WebM
+            hours, minutes, rest = clock_time.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+        alone = len(container.streams) == 1  # else it may be the sound's that is longer
+        return container.duration / 1e6 if alone and container.duration else 0.0
+
+
+# ----------------------------------------------------------------------------------------------- pictures
+
+
+def picture_frames(path: Path) -> Iterator[Frame]:
+    """The frames of a picture, one unless it is animated; turned as its EXIF says."""
+    time = 0.0
+    with Image.open(path) as image:
+        for number in range(getattr(image, "n_frames", 1) if image.format == "WEBP" else 1):
+            image.seek(number)
+            image.load()  # its duration is known after that
+            end = time + max(float(image.info.get("duration") or 0), 1) / 1000
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+            yield Frame(round(time, 6), end, 1.0, picture.copy)
+            time = end
+
+
+def folder_frames(path: Path, rate: float) -> Iterator[Frame]:
+    """The pictures in a folder, in the order of the numbers in their names, `rate` a second."""
+    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES]
+    for number, file in enumerate(sorted(files, key=natural)):
+        show = functools.partial(open_picture, file)
+        yield Frame(round(number / rate, 6), (number + 1) / rate, 1.0, show)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture, or the first of an animated one; the error of one in a folder names it."""
+    try:
+        return next(picture_frames(path)).picture()
+    except Exception as error:  # Pillow raises many kinds
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts frame 10 after frame 9."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", os.fspath(path))]
+
+
+def resize(image: Image.Image, aspect: float, longest: int | None = None) -> Image.Image:
+    """A picture whose pixels have this width / height, with square ones; no side grows."""
+    width, height = image.width * min(1, aspect), image.height / max(1, aspect)
+    scale = min(1, longest / max(width, height)) if longest else 1
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return image if size == image.size else image.resize(size)
+
+
+# ----------------------------------------------------------------------------------------------- by time
+
+
+class Late(Exception):
+    """After a seek, the first frame comes after the wanted time, or does not say when it comes."""
+
+
+def on_screen(frames: Iterable[Frame], times: Sequence[float], may_precede: bool = True) -> list[Frame]:
+    """The last frame that begins at or before each of the ascending times.
+
+    `may_precede`: before the first frame there is nothing, so the first stands for it; else that is `Late`.
+    """
+    picked: list[Frame] = []
+    last: Frame | None = None
+    for frame in frames:
+        while len(picked) < len(times) and frame.time > times[len(picked)] + SAME:
+            if last is None and not may_precede:
+                raise Late
+            picked.append(last or frame)
+        while len(picked) < len(times) and abs(frame.time - times[len(picked)]) <= SAME:
+            picked.append(frame)
+        if len(picked) == len(times):
+            return picked
+        last = frame
+    if last is None:
+        raise ValueError("not one frame in it")
+    missing = times[len(picked) :]
+    if missing and missing[-1] > last.end + LEEWAY:
+        raise ValueError(f"it ends at {last.end:.2f} seconds; a frame is wanted at {missing[-1]:.2f}")
+    return picked + [last] * len(missing)

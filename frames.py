@@ -1,0 +1,195 @@
+"""From a TSV row to a clip: which frames, from where, and their transform.
+
+`TSV row -> frames (T, 3, H, W) uint8 -> crop -> normalised float (T, 3, H, W)`. A row holds its frames as
+base64 JPEGs, or names the file that they are decoded from; which are picked follows the same rule.
+"""
+
+import base64
+import binascii
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as image
+
+from decoding import IMAGES, frames_at, resize, stated_times
+from tsv import BadRow
+
+# of published files the pixels count, not what their EXIF data say of their orientation
+DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, whole or damaged
+JPEG_START = b"\xff\xd8"
+FILE = re.compile(rb"[^\0]{0,4096}\.[A-Za-z0-9]{2,5}")  # a path with an ending; base64 has no dots
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+# ---------------------------------------------------------------------------------------- which frames
+
+
+def even_frames(stored: int, wanted: int) -> np.ndarray:
+    """Evaluation: indices of `wanted` frames, first to last of `stored`; 1: the middle."""
+    if wanted == 1:
+        return np.array([stored // 2])
+    return np.round(np.linspace(0, stored - 1, wanted)).astype(int)
+
+
+def every_clip(stored: int, wanted: int) -> np.ndarray:
+    """Multi-clip testing: (clips, wanted) indices, one clip for each start, frames evenly apart."""
+    step = math.ceil(stored / wanted)
+    clips = np.arange(step)[:, None] + step * np.arange(wanted)
+    return clips.clip(max=stored - 1)
+
+
+def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.ndarray:
+    """Training: the frames of one of the clips of `every_clip`."""
+    clips = every_clip(stored, wanted)
+    return clips[random.integers(len(clips))]
+
+
+# ------------------------------------------------------------------------------------ from where they come
+
+
+def decode_frame(field: bytes, number: int) -> Tensor:
+    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame."""
+    try:
+        jpeg = base64.b64decode(field, validate=True)
+    except binascii.Error as error:
+        raise BadRow(f"frame {number} is not base64 ({error})") from error
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), DECODE) if jpeg.startswith(JPEG_START) else None
+    if picture is None:
+        raise BadRow(f"frame {number} is not a JPEG, or is cut off")
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+class Stored:
+    """The frames that a row holds, base64 JPEGs."""
+
+    def __init__(self, fields: Sequence[bytes]) -> None:
+        self.fields = fields
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def read(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each; no other is decoded."""
+        return [decode_frame(self.fields[number], int(number)) for number in numbers]
+
+
+class Linked:
+    """The frames of the video file or picture that a row names.
+
+    `times` are those that count, in seconds; without them all that the file has.
+    """
+
+    def __init__(self, path: Path, times: bytes | None) -> None:
+        self.path = path
+        try:
+            if times is not None:
+                self.times = [float(time) for time in json.loads(times)]
+            else:
+                self.times = [0.0] if path.suffix.lower() in IMAGES else stated_times(path)
+        except Exception as error:  # decoders raise many kinds
+            raise BadRow(f"{path}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def read(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each, by seeking to them."""
+        wanted = sorted({self.times[number] for number in numbers})
+        try:
+            frames = dict(zip(wanted, frames_at(self.path, wanted), strict=True))
+            pictures = {t: np.array(resize(frame.picture(), frame.aspect)) for t, frame in frames.items()}
+        except Exception as error:  # decoders raise many kinds
+            raise BadRow(f"{self.path}: {error}") from error
+        return [torch.from_numpy(pictures[self.times[number]]).permute(2, 0, 1) for number in numbers]
+
+
+def row_frames(fields: Sequence[bytes], folder: Path) -> Stored | Linked:
+    """The frames of a row of a TSV in `folder`; raises `BadRow` if it has none."""
+    if len(fields) in (2, 3) and FILE.fullmatch(fields[1]):
+        path = folder / os.fsdecode(fields[1])
+        frames: Stored | Linked = Linked(path, fields[2] if len(fields) == 3 else None)
+    else:
+        # downstream rows have one more field before the frames, which is no base64
+        extra = len(fields) > 2 and not BASE64.match(fields[1])
+        frames = Stored(fields[2:] if extra else fields[1:])
+    if not len(frames):
+        raise BadRow("it has no frames")
+    return frames
+
+
+def read_clip(
+    fields: Sequence[bytes],
+    size_frame: int,
+    transform: "Transform",
+    random: np.random.Generator | None,
+    folder: Path = Path(),
+) -> Tensor:
+    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded.
+
+    `folder` is that of the TSV, from which paths in it lead on.
+    """
+    frames = row_frames(fields, folder)
+    if random is None:
+        picked = even_frames(len(frames), size_frame)
+    else:
+        picked = random_frames(len(frames), size_frame, random)
+    return transform(frames.read(picked.tolist()), random)
+
+
+# ------------------------------------------------------------------------------------------- transforms
+
+
+class Transform:
+    """Frames of any size -> normalised squares, as `img_transform` names it.
+
+    img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
+    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
+    generator every crop is the centre one.
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        self.names, self.size = list(names), size
+
+    def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
+        """T of (3, H, W) uint8 -> (T, 3, size, size), normalised by ImageNet's mean and deviation."""
+        name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
+        if name == "pad_resize":
+            squares = [self.pad_resize(frame) for frame in frames]
+        else:
+            still = random is None or name == "img_center_crop"
+            place = np.array([0.5, 0.5]) if random is None or still else random.random(2)
+            squares = []
+            for frame in frames:
+                if name == "img_rand_crop" and random is not None:
+                    place = random.random(2)
+                squares.append(self.crop(frame, place))
+        return (torch.stack(squares).float() / 255 - MEAN) / STD
+
+    def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
+        """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""
+        height, width = frame.shape[1:]
+        short = min(height, width)
+        height, width = self.size * height // short, self.size * width // short
+        frame = image.resize(frame, [height, width], antialias=True)
+        top, left = (
+            round(share * (side - self.size)) for share, side in zip(place, (height, width), strict=True)
+        )
+        return frame[:, top : top + self.size, left : left + self.size]
+
+    def pad_resize(self, frame: Tensor) -> Tensor:
+        """Black bars to a square, then that square to `size`."""
+        height, width = frame.shape[1:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        frame = image.pad(frame, [left, top, side - width - left, side - height - top])
+        return image.resize(frame, [self.size, self.size], antialias=True)
