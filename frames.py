@@ -115,9 +115,9 @@ class Linked:
 
 def row_frames(fields: Sequence[bytes], folder: Path) -> Stored | Linked:
     """The frames of a row of a TSV in `folder`; raises `BadRow` if it has none."""
-    if len(fields) in (2, 3) and FILE.fullmatch(fields[1]):
-        path = folder / os.fsdecode(fields[1])
-        frames: Stored | Linked = Linked(path, fields[2] if len(fields) == 3 else None)
+    times = fields[2] if len(fields) == 3 else None
+    if len(fields) in (2, 3) and FILE.fullmatch(fields[1]) and (times is None or times.startswith(b"[")):
+        frames: Stored | Linked = Linked(folder / os.fsdecode(fields[1]), times)
     else:
         # downstream rows have one more field before the frames, which is no base64
         extra = len(fields) > 2 and not BASE64.match(fields[1])
