@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 
 from lib import Config, UserError, World, log
 from masking import SpecialTokens
+from signals import ignored
 from tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
@@ -351,7 +352,7 @@ class Batches(Sampler[list[Draw]]):
         processes: int = 1,
     ) -> None:
         self.sizes, self.train, self.seed = dict(sizes), train, seed
-        self.rank, self.processes, self.epoch = rank, processes, 0
+        self.rank, self.processes, self.epoch, self.skip = rank, processes, 0, 0
         self.batch_sizes = dict(batch_sizes)
         if train:  # a corpus that is smaller than a batch is one batch
             for name, size in self.sizes.items():
@@ -366,7 +367,7 @@ class Batches(Sampler[list[Draw]]):
         return len(range(self.rank, batches, self.processes))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        yield from self.training() if self.train else self.evaluation()
+        yield from (self.training() if self.train else self.evaluation())[self.skip :]
 
     def training(self) -> list[list[Draw]]:
         """This process's batches of the epoch."""
@@ -404,14 +405,18 @@ class Loader:
             generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,
             persistent_workers=n_workers > 0,
+            worker_init_fn=ignored,
         )
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch; raises `UserError` when too many rows are bad."""
-        self.batches.epoch = epoch
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch but the first `skip`, of which none is read.
+
+        Raises `UserError` when too many rows are bad.
+        """
+        self.batches.epoch, self.batches.skip = epoch, skip
         known = len(self.bad)
         for batch in self.loader:
             for corpus, index, reason in zip(

@@ -22,7 +22,7 @@ from masking import mask_batch
 from model import Batch, Output, PretrainModel
 
 # keys of the other tasks' configs, which mean nothing here
-UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt", "deepspeed")
+UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt")
 UNREAD += ("enable_task_token", "mask_pos", "multi_clip_testing")
 
 

@@ -14,10 +14,11 @@ from conftest import SWIN, tiny_bert, write_corpus
 from torch import nn
 
 from agent import Agent, Averages, seeded
-from lib import Config, Mean, UserError, World, distributed, make_run_folder
+from lib import Config, Mean, UserError, World, distributed
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
 from model import Output, PretrainModel
+from runs import make_run_folder
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -61,7 +62,7 @@ def run(monkeypatch, arguments: list[str]) -> Path:
     monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("*"))
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: f"{len(before)}")
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: f"{len(before)}")
     main()
     (folder,) = set(out.glob("*")) - before
     return folder
@@ -117,12 +118,12 @@ def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(mon
     assert len(losses[0]) == 6
     other = run(monkeypatch, [*arguments, "--max_steps", "6", "--seed", "1"])
     assert [row["loss"] for row in lines(other / "metrics.jsonl")] != losses[0]
-    checkpoint = str(sorted(first.glob("*.pt"))[-1])
+    checkpoint = str(sorted(first.glob("ckpt*.pt"))[-1])
     evaluations = []
     for _ in range(2):
         folder = run(monkeypatch, [*arguments, "--size_epoch", "0", "--path_ckpt", checkpoint])
         evaluations.append(lines(folder / "eval.jsonl"))
-        assert not list(folder.glob("*.pt"))
+        assert not list(folder.glob("ckpt*.pt"))
     assert evaluations[0] == evaluations[1]
     last = lines(first / "eval.jsonl")[-1]
     assert {**evaluations[0][0], "step": 6, "epoch": last["epoch"]} == last
@@ -157,7 +158,7 @@ def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     stamps = iter(["1", "1", "2"])
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: next(stamps))
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: next(stamps))
     folders = [make_run_folder(tiny_config(tmp_path), World(torch.device("cpu"))) for _ in range(2)]
     assert [folder.name for folder in folders] == ["_tiny_1", "_tiny_2"]
 
@@ -250,8 +251,8 @@ class Stream:
     def __len__(self):
         return len(self.items)
 
-    def epoch(self, _):
-        return iter(self.items)
+    def epoch(self, _, skip=0):
+        return iter(self.items[skip:])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(tmp_path):
@@ -261,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(tmp_path):
     agent = Agent(config, World(torch.device("cpu")), Regression())
     with pytest.raises(FloatingPointError, match=r"error.* not finite; the batch: clip7, clip8, clip9"):
         agent.fit(Stream([good, bad, good]), None)  # type: ignore[arg-type]
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("ckpt*.pt"))
 
 
 def test_averages_weigh_batches_by_their_counts():
