@@ -112,9 +112,9 @@ def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:
 
 
 def compile_encoders(model: nn.Module) -> None:
-    """Compile what nearly all of a step's time goes to, in whole graphs; the state dict stays as it is."""
+    """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
     for name in ("enc_img", "trsfr"):
-        model.get_submodule(name).compile(fullgraph=True)
+        model.get_submodule(name).compile()
 
 
 def write_text(path: Path, content: str) -> None:
@@ -212,12 +212,16 @@ class Agent:
             self.train_epoch(train)
             self.save_state()  # an evaluation may take long
             self.figures = self.evaluate_all(loaders, self.epoch)
+            if self.path("best") in self.saver.failed:
+                self.kept = {}  # its weights were not written: the next best epoch's are
+            self.saver.failed.clear()
             self.save("last" if best else str(self.epoch))
             if self.figures.get(f"val_{best}", -1.0) > self.kept.get(f"val_{best}", -1.0):  # Deviation 10
                 self.kept = {"epoch": self.epoch, **self.figures}
                 self.keep_best(self.kept, best)
             self.epoch, self.batches = self.epoch + 1, 0
-            self.save_state()
+            if self.step < self.total:
+                self.save_state()
         self.finish()
 
     def train_epoch(self, loader: Loader) -> None:
@@ -382,25 +386,29 @@ class Agent:
 
     def save(self, name: str) -> Path:
         """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_NAME.pt` in the run's folder."""
-        path = self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
+        path = self.path(name)
         weights = whole(self.model.state_dict(), keep=self.world.is_main)
         if self.world.is_main:
             self.saver.submit(path, functools.partial(write_tensors, weights))
         return path
+
+    def path(self, name: str) -> Path:
+        """Of the weights of an epoch, of the best one or of the last."""
+        return self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
 
     def save_state(self) -> None:
         """Write all that the run needs to go on from here; raises `FloatingPointError` if that is spoilt."""
         self.recorder.check(self.step)
         main = self.world.is_main
         state = {
-            "model": whole(self.model.state_dict(), keep=main),
-            "optimizer": optimizer_state(self.optimizer, keep=main),
+            "model": self.model.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": self.world.gather(random_states(self.world.device)),
             "progress": {name: getattr(self, name) for name in PROGRESS},
             "recorder": self.recorder.state(),
-            "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
+            "config": dataclasses.asdict(self.config),
         }
+        state = whole(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
         if main:
             self.saver.submit(
                 self.folder / STATE, functools.partial(write_tensors, state), self.folder / BEFORE
@@ -432,9 +440,10 @@ class Agent:
     def finish(self) -> None:
         """Mark the run as finished, unless something that it should have written is not on the disk."""
         self.saver.wait()
-        if self.saver.failed:
+        if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
             failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
             raise UserError(f"not written: {failed}. Make room, then --resume {self.folder} ends the run.")
+        self.save_state()
         if self.world.is_main:
             content = json.dumps(self.kept or self.figures, indent=1) + "\n"
             self.saver.submit(self.folder / FINISHED, lambda path: write_text(path, content))

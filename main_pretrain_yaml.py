@@ -85,6 +85,7 @@ def main() -> None:
             model,
             prepare=functools.partial(mask, model=model, config=config, tokens=tokens),
             describe=functools.partial(describe, tokens=tokens),
+            timers=model.teacher_seconds,
         )
         agent.fit(train, val)
 

@@ -35,9 +35,10 @@ def whole(tree: Any, keep: bool) -> Any:
     if isinstance(tree, Mapping):
         return {key: whole(item, keep) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
-        return [whole(item, keep) for item in tree]
-    if isinstance(tree, float):
-        return float(tree)  # a config's numbers are of classes of their own, which no file should hold
+        return type(tree)(whole(item, keep) for item in tree)
+    if isinstance(tree, int | float) and not isinstance(tree, bool):
+        # a config's numbers are of classes of their own, which the restricted unpickler does not know
+        return int(tree) if isinstance(tree, int) else float(tree)
     if not isinstance(tree, Tensor):
         return tree
     full = tree.full_tensor() if isinstance(tree, DTensor) else tree

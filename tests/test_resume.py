@@ -365,6 +365,10 @@ def test_a_run_whose_last_weights_were_not_written_is_not_finished(tmp_path, mon
     with pytest.raises(UserError, match=r"not written: .*_2.pt \(No space left on device\)"):
         agent.fit(Numbers(), None)
     assert not (agent.folder / FINISHED).exists()
+    full = False
+    again = fit(tmp_path, resume=str(agent.folder))
+    assert again.folder == agent.folder and (agent.folder / FINISHED).exists()
+    assert (agent.folder / "ckpt_violet_tiny_2.pt").exists()
 
 
 def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
@@ -372,7 +376,7 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
     if os.system(f"mount -t tmpfs -o size=400k tmpfs {tmp_path} 2>/dev/null"):
         pytest.skip("no right to mount a file system")
     try:
-        agent = line_agent(tmp_path, save_minutes=0)
+        agent = line_agent(tmp_path, save_minutes=0, logging_steps=1)
         original, filler = Agent.heed, tmp_path / "filler"
 
         def heed(self):
@@ -394,4 +398,4 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         steps = [row["step"] for row in lines(agent.folder / "metrics.jsonl")]
         assert {1, 2, 3} <= set(steps) and steps[-1] == 8
     finally:
-        os.system(f"umount {tmp_path}")
+        os.system(f"umount -l {tmp_path}")
