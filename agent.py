@@ -20,9 +20,19 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
-from lib import Config, Mean, UserError, World, atomic_path, log
+from lib import Config, Mean, UserError, World, log
 from model import Batch, Output
-from parallel import AMP, choose_parallel, choose_precision, clip, exchange, joined, make_optimizer, report, wrap
+from parallel import (
+    AMP,
+    choose_parallel,
+    choose_precision,
+    clip,
+    exchange,
+    joined,
+    make_optimizer,
+    report,
+    wrap,
+)
 from profiling import Profile
 from recorder import Averages, Recorder, stack
 from resume import (
@@ -246,7 +256,9 @@ class Agent:
     def log_figures(self) -> None:
         """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
-            raise FloatingPointError("fp16: no loss scale leaves the gradients finite; see amp bf16, lr, data.")
+            raise FloatingPointError(
+                "fp16: no loss scale leaves the gradients finite; see amp bf16, lr, data."
+            )
         self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
 
     def heed(self) -> None:
@@ -442,7 +454,7 @@ class Agent:
         self.saver.wait()
         if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
             failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
-            raise UserError(f"not written: {failed}. Make room, then --resume {self.folder} ends the run.")
+            raise UserError(f"not written: {failed}. Make room; --resume {self.folder} then ends the run.")
         self.save_state()
         if self.world.is_main:
             content = json.dumps(self.kept or self.figures, indent=1) + "\n"

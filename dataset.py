@@ -262,7 +262,9 @@ class PretrainCorpus:
         if nodes == 1 or np.count_nonzero(counts) < nodes:
             return [np.arange(len(self))]
         shares: list[list[int]] = [[] for _ in range(nodes)]
-        for source in np.argsort(-counts, kind="stable").tolist():  # the largest file first, to whom has least
+        for source in np.argsort(
+            -counts, kind="stable"
+        ).tolist():  # the largest file first, to whom has least
             min(shares, key=lambda share: int(counts[share].sum())).append(source)
         return [np.flatnonzero(np.isin(self.pairs[:, 0], share)) for share in shares]
 

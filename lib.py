@@ -383,7 +383,7 @@ def distributed(config: Config) -> Iterator[World]:
         torch.accelerator.set_device_index(device.index or 0)
     if config.deterministic:
         be_deterministic()
-    control = None
+    control: Any = None
     if size > 1:
         dist.init_process_group(dist.get_default_backend_for_device(device))
         control = dist.new_group(backend="gloo") if device.type != "cpu" else None

@@ -1,4 +1,4 @@
-"""How processes share a training: gradients (DDP), optimiser states (ZeRO-1), parameters (FSDP2); precision."""
+"""How processes share a training: gradients (DDP), optimiser (ZeRO-1), parameters (FSDP2); precision."""
 
 import contextlib
 from collections.abc import Iterator
@@ -35,7 +35,9 @@ def choose_parallel(config: Config, world: World) -> str:
     if world.size == 1:
         return "none"
     if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
-        raise UserError("parallel fsdp with fp16: the loss scale is not agreed on by shards; set amp to bf16.")
+        raise UserError(
+            "parallel fsdp with fp16: the loss scale is not agreed on by shards; set amp to bf16."
+        )
     if kind == "fsdp" and config.compile:
         raise UserError("parallel fsdp with compile: parameters come and go inside; set compile to false.")
     return kind

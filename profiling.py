@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
+from torch.profiler import profile, schedule, supported_activities
 
 from lib import log
 
@@ -12,15 +12,16 @@ FIRST = 2  # steps that are not profiled: they allocate, compile, start workers
 
 
 class Profile:
-    """Profiles `steps` training steps after the first few: `trace.json` for Perfetto, `profile.txt` the table."""
+    """Profiles `steps` training steps after the first: `trace.json` for Perfetto, `profile.txt`, a table."""
 
     def __init__(self, steps: int, folder: Path) -> None:
         self.folder, self.device = folder, torch.accelerator.is_available()
         self.profiler: Any = None
         if steps:
             plan = schedule(wait=FIRST - 1, warmup=1, active=steps, repeat=1)
-            kinds = [kind for kind in ProfilerActivity if kind in supported_activities()]
-            self.profiler = profile(activities=kinds, schedule=plan, on_trace_ready=self.write)
+            self.profiler = profile(
+                activities=supported_activities(), schedule=plan, on_trace_ready=self.write
+            )
             self.profiler.start()
 
     def step(self) -> None:
@@ -32,7 +33,9 @@ class Profile:
         """Write what was measured; the ten operations that cost most by themselves go to the log as well."""
         profiler.export_chrome_trace(str(self.folder / "trace.json"))
         order = "self_device_time_total" if self.device else "self_cpu_time_total"
-        table = profiler.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=40)
+        operations = profiler.key_averages()
+        operations[:] = [row for row in operations if not row.key.startswith("ProfilerStep")]
+        table = operations.table(sort_by=order, row_limit=10, max_name_column_width=40)
         (self.folder / "profile.txt").write_text(table + "\n")
         log.info("profile: %s, and\n%s", self.folder / "trace.json", table)
 

@@ -49,7 +49,10 @@ class Recorder:
         self.bar.update(step)
         names, rows = state.get("names", []), state.get("window", [])
         self.window = [{n: Mean(*pair) for n, pair in zip(names, row, strict=True)} for row in rows]
-        self.window = [{n: Mean(*(t.to(self.world.device) for t in (m.total, m.count))) for n, m in row.items()} for row in self.window]
+        self.window = [
+            {n: Mean(*(t.to(self.world.device) for t in (m.total, m.count))) for n, m in row.items()}
+            for row in self.window
+        ]
         self.rates, self.seen = dict(state.get("rates", {})), [[] for _ in self.window]
         if not self.world.is_main:
             return
@@ -95,7 +98,9 @@ class Recorder:
             return
         rows = stack(self.window).cpu()[..., 0]
         for back, (row, seen) in enumerate(zip(rows.flip(0), self.seen[::-1], strict=True)):
-            wrong = [n for n, value in zip(self.window[0], row.tolist(), strict=True) if not np.isfinite(value)]
+            wrong = [
+                n for n, value in zip(self.window[0], row.tolist(), strict=True) if not np.isfinite(value)
+            ]
             if wrong:
                 first = (step - back, wrong, seen)
         if rows.isfinite().all():
@@ -108,9 +113,7 @@ class Recorder:
         ids = ", ".join(str(sample["id"]) for sample in seen)
         raise FloatingPointError(f"step {number}: {', '.join(wrong)} not finite; the batch: {ids} ({path})")
 
-    def flush(
-        self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict
-    ) -> None:
+    def flush(self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict) -> None:
         """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
 
         A loss that no step had anything for, such as that of flow on images alone, is left out. memory: GiB;
@@ -195,7 +198,12 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
     except ImportError as error:
         raise UserError("logger wandb: pip install wandb, or leave the key out.") from error
     return wandb.init(
-        project="violet", name=folder.name, id=folder.name.strip("_"), dir=str(folder), config=config, resume="allow"
+        project="violet",
+        name=folder.name,
+        id=folder.name.strip("_"),
+        dir=str(folder),
+        config=config,
+        resume="allow",
     )
 
 

@@ -1,8 +1,8 @@
 """The state of a training, written beside it while it goes on, and read back.
 
 `last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler and schedule, the
-random states of every process, how far the run is, what it has logged, its config. Shards are joined in it,
-so that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
+random states of every process, how far the run is, what it has logged, its config. Shards are joined, so
+that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
 """
 
 import os
@@ -31,7 +31,7 @@ State = dict[str, Any]
 
 
 def whole(tree: Any, keep: bool) -> Any:
-    """Copies on the CPU of the tensors in dicts and lists, shards joined by all processes; None if not `keep`."""
+    """Copies on the CPU of the tensors in dicts and lists, shards joined; None if not to `keep`."""
     if isinstance(tree, Mapping):
         return {key: whole(item, keep) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
@@ -84,7 +84,7 @@ def like(tensor: Tensor, own: Tensor) -> Tensor:
 def random_states(device: torch.device) -> State:
     """The states of this process's generators."""
     numpy = np.random.get_state(legacy=False)
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # type: ignore[call-overload, index]
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
     states = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
     if device.type != "cpu":
         states["device"] = torch.get_device_module(device).get_rng_state(device)

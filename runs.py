@@ -16,7 +16,16 @@ from lib import KEYS, Config, UserError, World, log, start_log
 STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
 FINISHED = "finished.json"  # the last figures of a run that has come to its end
 # keys that may change in the middle of a run: they change how it is computed, not what
-FREE = ("resume", "save_minutes", "requeue_code", "path_output", "n_workers", "logger", "profile", "device")
+FREE: tuple[str, ...] = (
+    "resume",
+    "save_minutes",
+    "requeue_code",
+    "path_output",
+    "n_workers",
+    "logger",
+    "profile",
+    "device",
+)
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
 FREE += ("use_checkpoint", "deterministic", "eval_start")
 

@@ -30,7 +30,7 @@ BICUBIC = image.InterpolationMode.BICUBIC
 
 
 class Stopwatch:
-    """Seconds that a device works on something; where it works behind the program's back, by its own clock."""
+    """Seconds that a device works on something, by its own clock where the program does not wait for it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -3,8 +3,8 @@
     python bench/soak.py
     python bench/soak.py --processes 2 --kills 20
 
-A tiny pre-training on a corpus of the tests, `--resume auto` after every SIGKILL. Prints how often which moment was
-hit, and the largest difference of any logged loss, score or evaluation figure: 0 on one process.
+A tiny pre-training on a corpus of the tests, `--resume auto` after every SIGKILL. Prints how often which
+moment was hit, and the largest difference of any logged loss, score or evaluation figure: 0 on one process.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 from conftest import WORDS, tiny_bert, write_corpus
 from transformers import BertTokenizerFast
 
@@ -169,7 +169,9 @@ def main() -> None:
         assert not any(codes), (folder / "pieces_0.txt").read_text()[-3000:]
         largest = {file: difference(straight, pieces, file) for file in ("metrics.jsonl", "eval.jsonl")}
         last = rows(straight, "metrics.jsonl")[-1]["step"]
-        found = ", ".join(f"{number} in {'a ' if m != 'evaluation' else 'an '}{m}" for m, number in hit.items())
+        found = ", ".join(
+            f"{number} in {'a ' if m != 'evaluation' else 'an '}{m}" for m, number in hit.items()
+        )
         print(
             f"{options.processes} process(es), {last} steps ({seconds:.0f} s in one piece), "
             f"{hit.total()} SIGKILLs: {found}; largest difference of a logged figure {largest}"

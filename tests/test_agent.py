@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import SWIN, tiny_bert, write_corpus
+from conftest import SWIN, tiny_bert
 from torch import nn
 
 from agent import Agent, Averages, seeded
@@ -26,35 +26,6 @@ SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
 
 def tiny_config(folder: Path, **values: object) -> Config:
     return Config(**{"path_output": str(folder), "task": "tiny", "lr": 1e-3, "device": "cpu", **values})
-
-
-@pytest.fixture
-def arguments(tmp_path, bert_folder):
-    """Command line of a run on a corpus of clips and one of pictures."""
-    corpora = {"clips": write_corpus(tmp_path, "clips"), "cc3m": write_corpus(tmp_path, "cc3m", image=True)}
-    values = {
-        "train_yaml": {name: str(path) for name, path in corpora.items()},
-        "val_yaml": {name: str(path) for name, path in corpora.items()},
-        "txt_backbone": str(bert_folder),
-        "fusion_encoder": str(bert_folder),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
-        "size_img": 32,
-        "size_frame": 2,
-        "size_txt": 10,
-        "size_batch": 4,
-        "mvm_target": ["pixel", "hog"],
-        "p_mask": 0.3,
-        "lr": 1e-3,
-        "n_workers": 0,
-        "logging_steps": 1,
-        "path_output": str(tmp_path / "out"),
-        "device": "cpu",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    return ["--config", str(tmp_path / "config.json")]
 
 
 def run(monkeypatch, arguments: list[str]) -> Path:

@@ -36,7 +36,10 @@ WAYS = {
 
 
 def pretrain_batch(size: int = 8) -> dict:
-    """Negatives are within each half, which is what each of two processes can see."""
+    """Every quarter hides as many words and patches: an accumulated gradient is the mean of its parts'.
+
+    Negatives are within a quarter, which is what a process can see of them.
+    """
     generator = torch.Generator().manual_seed(3)
     txt = torch.randint(5, 128, (size, 8), generator=generator)
     txt[:, 0], txt[:, 7] = 2, 3
@@ -46,10 +49,25 @@ def pretrain_batch(size: int = 8) -> dict:
         "mask": torch.ones_like(txt),
         "valid": torch.ones(size, dtype=torch.bool),
     }
-    masked = mask_batch(batch, ["rm"], 0.4, SPECIAL, 32, generator)
-    quarter = size // 4  # a part, too, when gradients are accumulated
-    other = [(i + 1) % quarter + quarter * (i // quarter) for i in range(size)]
-    return {**masked, "negatives": torch.tensor(other)[:, None], "id": [str(i) for i in range(size)]}
+    quarter = part(batch, list(range(size // 4)))
+    masked = mask_batch(quarter, ["rm"], 0.6, SPECIAL, 32, generator)
+    mask, positions, hidden = (
+        torch.cat([tensor] * 4)
+        for tensor in (masked["mvm_mask"], masked["positions"], masked["ans_mlm"] >= 0)
+    )
+    assert mask.any() and hidden.any()
+    shown = (mask == 0)[:, :, None].repeat_interleave(32, 3).repeat_interleave(32, 4)
+    other = [(i + 1) % (size // 4) for i in range(size // 4)] * 4
+    return {
+        **batch,
+        "masked_img": batch["img"] * shown,
+        "masked_txt": txt.masked_fill(hidden, SPECIAL.mask),
+        "ans_mlm": txt.masked_fill(~hidden, -1),
+        "mvm_mask": mask,
+        "positions": positions,
+        "negatives": torch.tensor([n + i - i % (size // 4) for i, n in enumerate(other)])[:, None],
+        "id": [str(i) for i in range(size)],
+    }
 
 
 def question_batch(size: int = 8) -> dict:
@@ -155,10 +173,9 @@ def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds
     def work(world):
         wanted = five_steps(tmp_path, world, "pretrain", {})["parameters"]
         torch.manual_seed(world.rank)
-        first, second = (
-            agent_of(tmp_path, make("pretrain", False), world, parallel=kind) for kind in kinds
-        )
+        first, second = (agent_of(tmp_path, make("pretrain", False), world, parallel=kind) for kind in kinds)
         batches = shares(pretrain_batch(), world.rank, world.size, 1)
+        model, moments = {}, {}
         for number, agent in enumerate((first, second)):
             if number:
                 load_model(agent.model, model)
@@ -170,7 +187,10 @@ def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds
             with joined(agent.model), torch.inference_mode():
                 for _ in range(1 + world.rank):  # as many batches as a process has
                     agent.model.eval()(batches[0])
-            state = whole(agent.model.state_dict(), world.is_main), optimizer_state(agent.optimizer, world.is_main)
+            state = (
+                whole(agent.model.state_dict(), world.is_main),
+                optimizer_state(agent.optimizer, world.is_main),
+            )
             model, moments = world.gather(state)[0]
         for name, tensor in wanted.items():
             assert torch.allclose(model[name], tensor, rtol=1e-5, atol=1e-6), name
@@ -192,7 +212,9 @@ def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch)
 
 def test_the_encoders_compile_in_whole_graphs_and_give_the_same(monkeypatch):
     """To the compiler's front end, where graphs break; what it generates of them takes minutes."""
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager"))
+    monkeypatch.setattr(
+        nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
+    )
     swin = Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.1)  # one shifted block among them
     plain, compiled = (Violet(tiny_bert(), tiny_bert(), swin, max_patches=4).eval() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())

@@ -5,22 +5,22 @@ import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_agent import arguments, free_port, lines, tiny_config  # noqa: F401  (a fixture)
+from test_agent import free_port, lines, tiny_config
 from torch import nn
 
 import agent as engine
+import main_pretrain_yaml as script
 import resume
 import runs
 from agent import Agent
-from dataset import Loader
-from lib import Config, Mean, UserError, World
-from main_pretrain_yaml import main
+from dataset import Batches, Loader, Mixture
+from lib import Config, Mean, UserError, World, distributed, log
 from model import Output
 from runs import BEFORE, FINISHED, STATE, hold, open_run
 from signals import Stop
@@ -40,7 +40,7 @@ def start(arguments: list[str], sabotage=lambda: None, rank: int = 0, port: int 
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         sys.argv = ["main_pretrain_yaml.py", *arguments]
         sabotage()
-        main()
+        script.main()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -118,7 +118,7 @@ def killed_and_resumed(arguments: list[str], processes: int) -> tuple[Path, Path
     return straight, pieces
 
 
-def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(arguments):  # noqa: F811
+def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(arguments):
     straight, pieces = killed_and_resumed(arguments, processes=1)
     assert values(pieces) == values(straight)
     assert [row["step"] for row in values(pieces)] == [3, 4, 6, 8, 9, 12]
@@ -130,7 +130,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(arguments):  # noqa: F81
     assert names[0] == names[1]  # no half-written file is left
 
 
-def test_killed_on_two_processes_a_run_goes_on_with_the_same_losses(arguments, monkeypatch):  # noqa: F811
+def test_killed_on_two_processes_a_run_goes_on_with_the_same_losses(arguments, monkeypatch):
     moments = ("in a step", "in an evaluation")
     monkeypatch.setattr(sys.modules[__name__], "KILLS", {moment: KILLS[moment] for moment in moments})
     straight, pieces = killed_and_resumed(arguments, processes=2)
@@ -156,8 +156,18 @@ def ask(number: int, times: int = 1):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=str)
-def test_a_signal_ends_the_step_and_saves(arguments, number):  # noqa: F811
-    given = [*arguments, "--max_steps", "4", "--logging_steps", "4", "--resume", "auto", "--requeue_code", "85"]
+def test_a_signal_ends_the_step_and_saves(arguments, number):
+    given = [
+        *arguments,
+        "--max_steps",
+        "4",
+        "--logging_steps",
+        "4",
+        "--resume",
+        "auto",
+        "--requeue_code",
+        "85",
+    ]
     assert run(given, ask(number)) == [85]
     (folder,) = folders(arguments)
     assert not (folder / "metrics.jsonl").exists()
@@ -170,16 +180,18 @@ def test_a_signal_ends_the_step_and_saves(arguments, number):  # noqa: F811
     assert len(folders(arguments)) == 2
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(arguments):  # noqa: F811
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(arguments):
     given = [*arguments, "--max_steps", "4"]
     port = free_port()
-    children = [start(given, sabotage, rank, port) for rank, sabotage in enumerate([dict, ask(signal.SIGUSR1)])]
+    children = [
+        start(given, sabotage, rank, port) for rank, sabotage in enumerate([dict, ask(signal.SIGUSR1)])
+    ]
     assert [ended(child) for child in children] == [0, 0]
     (folder,) = folders(arguments)
     assert torch.load(folder / STATE, weights_only=True)["progress"]["step"] == 2
 
 
-def test_a_signal_ends_an_evaluation_whose_training_is_saved(arguments):  # noqa: F811
+def test_a_signal_ends_an_evaluation_whose_training_is_saved(arguments):
     def stop(original, agent, *rest):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(agent, *rest)
@@ -194,12 +206,11 @@ def test_a_signal_ends_an_evaluation_whose_training_is_saved(arguments):  # noqa
 
 
 def test_a_second_ctrl_c_stops_at_once_but_one_that_came_twice_does_not(monkeypatch):
-    stop, now = Stop(), 100.0
-    monkeypatch.setattr("signals.time.monotonic", lambda: now)
-    for now in (100.0, 100.2):  # from the terminal and from torchrun
+    stop, times = Stop(), iter([100.0, 100.2, 103.0])
+    monkeypatch.setattr("signals.time.monotonic", lambda: next(times))
+    for _ in range(2):  # from the terminal and from torchrun
         stop.receive(signal.SIGINT, None)
     assert stop.asked
-    now = 103.0
     with pytest.raises(KeyboardInterrupt):
         stop.receive(signal.SIGINT, None)
 
@@ -230,7 +241,7 @@ def test_auto_takes_the_newest_unfinished_run_of_its_task_and_config(tmp_path):
         os._exit(hold(wanted[1]) is not None)
     assert ended(busy) == 0
     found.lock.close()
-    with pytest.raises(UserError, match="no last.pt"):
+    with pytest.raises(UserError, match=r"no last\.pt"):
         open_run(tiny_config(tmp_path, resume=str(tmp_path)), ALONE)
     assert open_run(tiny_config(tmp_path, resume=str(wanted[0] / STATE)), ALONE).folder == wanted[0]
     assert not open_run(tiny_config(tmp_path / "none", resume="auto"), ALONE).resumed
@@ -243,13 +254,12 @@ def test_processes_that_torchrun_starts_again_go_on(tmp_path, monkeypatch):
     assert open_run(tiny_config(tmp_path), ALONE).folder == wanted
 
 
-def test_what_was_logged_before_there_was_a_folder_is_in_the_log_of_the_run(arguments):  # noqa: F811
-    from lib import log
+def test_what_was_logged_before_there_was_a_folder_is_in_the_log_of_the_run(arguments):
+    def talk(original, *arguments, **named):
+        log.info("12 rows")
+        return original(*arguments, **named)
 
-    def talk():
-        at_call(sys.modules["main_pretrain_yaml"], "pretrain_loader", 1, lambda o, *a, **n: (log.info("12 rows"), o(*a, **n))[1])
-
-    assert run([*arguments, "--max_steps", "1"], talk) == [0]
+    assert run([*arguments, "--max_steps", "1"], lambda: at_call(script, "pretrain_loader", 1, talk)) == [0]
     (folder,) = folders(arguments)
     assert "INFO 12 rows" in (folder / "log.txt").read_text()
 
@@ -399,3 +409,107 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         assert {1, 2, 3} <= set(steps) and steps[-1] == 8
     finally:
         os.system(f"umount -l {tmp_path}")
+
+
+# -- numbers
+
+
+def test_values_that_are_not_finite_stop_the_run_and_name_the_samples(tmp_path):
+    agent = line_agent(tmp_path, save_minutes=0, logging_steps=5)
+    with pytest.raises(FloatingPointError, match=r"step 3: loss, error, grad_norm not finite; the batch: n2"):
+        agent.fit(Numbers(spoilt=2), None)
+    found = json.loads((agent.folder / "not_finite_0.json").read_text())
+    assert found["step"] == 3 and found["samples"] == [{"corpus": "numbers", "index": 2, "id": "n2"}]
+    state = torch.load(agent.folder / STATE, weights_only=True)
+    assert state["progress"]["step"] == 2 and state["model"]["w"].isfinite().all()
+
+
+def test_fp16_skips_such_a_step_and_the_mean_leaves_it_out(tmp_path):
+    agent = line_agent(tmp_path, amp="fp16", logging_steps=4)
+    agent.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # which overflows nowhere else
+    agent.fit(Numbers(spoilt=2), None)
+    assert agent.model.w.isfinite().all()
+    assert agent.scaler.get_scale() == 64 / 4
+    for row in lines(agent.folder / "metrics.jsonl"):
+        assert row["skipped"] == 0.25 and 0 < row["error"] < 1000
+    with pytest.raises(FloatingPointError, match="no loss scale"):
+        fit(tmp_path, Numbers(length=20, spoilt=0), amp="fp16", logging_steps=1, lr=1e20)
+
+
+def test_figures_say_where_the_time_goes_and_board_and_file_agree(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = fit(tmp_path, logging_steps=2).folder
+    rows = lines(folder / "metrics.jsonl")
+    board = EventAccumulator(str(folder)).Reload()
+    names = {"loss", "error", "grad_norm", "lr", "lr_swin", "samples_per_second", "data_wait", "memory_gib"}
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    for name in names:
+        values = {event.step: event.value for event in board.Scalars(f"train/{name}")}
+        assert values == {row["step"]: pytest.approx(row[name], rel=1e-6) for row in rows}
+    assert all(0 <= row["data_wait"] < 1 for row in rows)
+
+
+def test_the_gradient_norm_is_that_before_clipping(tmp_path):
+    folders = [fit(tmp_path, logging_steps=1, max_grad_norm=most).folder for most in (0, 0.1)]
+    rows = [lines(folder / "metrics.jsonl")[1] for folder in folders]  # the learning rate is zero before
+    assert rows[0]["grad_norm"] == rows[1]["grad_norm"] > 0.1
+
+
+def test_wandb_gets_the_same_figures(tmp_path, monkeypatch):
+    logged: list = []
+    run = SimpleNamespace(
+        log=lambda row, step: logged.append((step, row)), finish=lambda: logged.append("end")
+    )
+    module = SimpleNamespace(init=lambda **given: logged.append(given) or run)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    folder = fit(tmp_path, logger="wandb", logging_steps=4).folder
+    given, *rows, end = logged
+    assert given["resume"] == "allow" and given["config"]["task"] == "tiny" and end == "end"
+    for row, (step, sent) in zip(lines(folder / "metrics.jsonl"), rows, strict=True):
+        assert sent == {f"train/{name}": value for name, value in row.items() if name != "step"}
+        assert step == row["step"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        fit(tmp_path, logger="wandb")
+
+
+def test_a_profile_is_a_trace_of_so_many_steps_and_a_table(tmp_path):
+    folder = fit(tmp_path, profile=3).folder
+    trace = json.loads((folder / "trace.json").read_text())
+    steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep#")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}
+    table = (folder / "profile.txt").read_text()
+    assert table.count("aten::") > 5 and "ProfilerStep" not in table
+
+
+def test_deterministic_is_torchs_own(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.use_deterministic_algorithms", chosen.append)
+    with distributed(Config(deterministic=True, device="cpu")):
+        assert chosen == [True]
+
+
+# -- what a resumed loader reads
+
+
+def test_a_loader_goes_on_at_a_batch_without_reading_those_before(tmp_path):
+    class Letters:
+        def __init__(self):
+            self.read_rows = []
+
+        def __len__(self):
+            return 10
+
+        def read(self, index, random):
+            self.read_rows.append(index)
+            return {"x": torch.tensor(index), "id": str(index)}
+
+    letters = Letters()
+    loader = Loader(
+        Mixture({"letters": letters}, 0, True), Batches({"letters": 10}, {"letters": 2}, True), 0, 0.0
+    )
+    whole = [batch["x"].tolist() for batch in loader.epoch(3)]
+    letters.read_rows.clear()
+    assert [batch["x"].tolist() for batch in loader.epoch(3, skip=3)] == whole[3:]
+    assert letters.read_rows == [index for batch in whole[3:] for index in batch]
