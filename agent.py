@@ -432,8 +432,8 @@ class Agent:
         state = read_state(self.folder, self.world)
         if len(state["random"]) != self.world.size:
             raise UserError(
-                f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start as "
-                f"many, or a new run with --path_ckpt {self.folder / STATE}."
+                f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
+                f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
         load_model(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])

@@ -1,7 +1,9 @@
 """Being asked to stop: SIGTERM and SIGUSR1 of a scheduler, Ctrl-C of a user."""
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -46,6 +48,15 @@ def obeyed() -> Iterator[Stop]:
 
 
 def ignored(_: int = 0) -> None:
-    """For loader workers: they end with the process that they work for, which obeys the signals."""
-    for number in OBEYED:
+    """For loader workers: a signal to all processes of a job is their parent's to obey, who ends them then."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from dataset import Batches, Loader, Mixture
 from lib import Config, Mean, UserError, World, distributed, log
 from model import Output
 from runs import BEFORE, FINISHED, STATE, hold, open_run
-from signals import Stop
+from signals import Stop, ignored
 
 ALONE = World(torch.device("cpu"))
 
@@ -203,6 +204,25 @@ def test_a_signal_ends_an_evaluation_whose_training_is_saved(arguments):
     assert run(given) == [0]
     assert len(lines(folder / "eval.jsonl")) == 1
     assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_loader_worker_ends_for_its_parent_alone():
+    reader, writer = os.pipe()
+    worker = os.fork()
+    if not worker:
+        ignored()
+        os.write(writer, b"ready")
+        threading.Event().wait(20)
+        os._exit(1)
+    os.read(reader, 5)
+    if not (stranger := os.fork()):  # as torchrun or a scheduler, which signals all processes of a job
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(worker, number)
+        os._exit(0)
+    assert ended(stranger) == 0
+    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+    os.kill(worker, signal.SIGTERM)
+    assert ended(worker) == 0
 
 
 def test_a_second_ctrl_c_stops_at_once_but_one_that_came_twice_does_not(monkeypatch):
