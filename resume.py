@@ -1,6 +1,6 @@
 """The state of a training, written beside it while it goes on, and read back.
 
-`last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler and schedule, the
+`last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler, schedule, the
 random states of every process, how far the run is, what it has logged, its config. Shards are joined, so
 that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
 """

@@ -48,7 +48,7 @@ def obeyed() -> Iterator[Stop]:
 
 
 def ignored(_: int = 0) -> None:
-    """For loader workers: a signal to all processes of a job is their parent's to obey, who ends them then."""
+    """For loader workers: what is sent to all processes of a job is for their parent, who ends them."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -20,12 +20,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import WORDS, tiny_bert, write_corpus
 from transformers import BertTokenizerFast
 
+ROOT = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "data_wait", "memory_gib", "teacher_seconds")
 MOMENTS = ("step", "save", "evaluation")
 
