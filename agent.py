@@ -1,30 +1,58 @@
-"""The engine: optimiser and schedule, one step, one run, evaluation, checkpoints."""
+"""The engine: optimiser and schedule, one step, one run, evaluation, checkpoints, going on after a stop."""
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import json
 import math
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
-from lib import Config, Mean, World, atomic_path, log, make_run_folder
+from lib import Config, Mean, UserError, World, log
 from model import Batch, Output
+from parallel import (
+    AMP,
+    choose_parallel,
+    choose_precision,
+    clip,
+    exchange,
+    joined,
+    make_optimizer,
+    report,
+    wrap,
+)
+from profiling import Profile
 from recorder import Averages, Recorder, stack
+from resume import (
+    Saver,
+    load_model,
+    load_optimizer,
+    load_random_states,
+    optimizer_state,
+    random_states,
+    read_state,
+    whole,
+    write_tensors,
+)
+from runs import BEFORE, FINISHED, STATE, open_run
+from signals import Stop, obeyed
 
 MIN_LR = 1e-8
 Row = dict[str, Any]  # of the predictions file
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
+PROGRESS = ("step", "total", "epoch", "batches", "figures", "kept")  # of an Agent: how far a run has come
 
 
 # ------------------------------------------------------------------------------------ optimiser, schedule
@@ -83,6 +111,27 @@ def peak_memory(device: torch.device) -> float:
     return torch.accelerator.max_memory_allocated(device) / 2**30
 
 
+def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Values of an fp16 step, none of which counts if one is not finite; `skipped`: whether that is so."""
+    finite = torch.stack([mean.total.isfinite() for mean in values.values()]).all()
+    kept = {
+        name: Mean(mean.total.where(finite, 0.0), mean.count.where(finite, 0.0))
+        for name, mean in values.items()
+    }
+    return {**kept, "skipped": Mean((~finite).float(), torch.ones_like(finite, dtype=torch.float))}
+
+
+def compile_encoders(model: nn.Module) -> None:
+    """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
+    for name in ("enc_img", "trsfr"):
+        model.get_submodule(name).compile()
+
+
+def write_text(path: Path, content: str) -> None:
+    """As `Path.write_text`, for files that are written in the background."""
+    path.write_text(content)
+
+
 # ------------------------------------------------------------------------------------------------- agent
 
 
@@ -102,20 +151,26 @@ class Agent:
         prepare: Callable[[Batch, Generator], Batch] = lambda batch, _: batch,
         describe: Callable[[Batch, Output], Sequence[Row]] = lambda *_: [],
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
+        timers: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.config, self.world, self.prepare = config, world, prepare
-        self.describe, self.metric = describe, metric
+        self.describe, self.metric, self.timers = describe, metric, timers
+        self.precision = choose_precision(config, world.device)
+        sharing = choose_parallel(config, world)
         self.model = model.to(world.device)
-        self.wrapped: nn.Module = self.model
-        if world.size > 1:
-            self.wrapped = DistributedDataParallel(
-                self.model, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+        if config.compile:
+            compile_encoders(self.model)
+        self.wrapped = wrap(self.model, world, sharing)
         groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
-        self.folder = make_run_folder(config, world)
+        self.optimizer = make_optimizer(groups, config.lr, sharing)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self.run = open_run(config, world)
+        self.folder = self.run.folder
+        report(config, sharing, self.precision)
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
+        self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
+        self.figures: dict[str, float] = {}  # of the last evaluation
+        self.kept: dict[str, float] = {}  # of the best epoch
 
     def fit(
         self, train: Loader | None, val: Loader | None, test: Loader | None = None, best: str = ""
@@ -124,46 +179,104 @@ class Agent:
 
         `best` is the figure of `val` that tells the best epoch: its weights and the last's are kept, and what
         is started from a checkpoint is evaluated first. Returns the figures of the last evaluation, or of the
-        best epoch. Without `train` it evaluates only.
+        best epoch. Without `train` it evaluates only. A run that was stopped goes on where its state is; if a
+        signal asks it to stop, it saves that state and raises `SystemExit`.
         """
         config = self.config
         if train is not None:
             steps = math.ceil(len(train) / config.accumulate)
             self.total = config.max_steps or config.size_epoch * steps
-        self.recorder = Recorder(self.folder, self.world, self.total)
         splits = {"val": val, "test": test} if best else {"": val}
         loaders = {name: loader for name, loader in splits.items() if loader}
-        figures: dict[str, float] = {}
-        kept: dict[str, float] = {}
-        loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
-        with logging_redirect_tqdm(loggers), contextlib.closing(self.recorder):
-            if config.eval_start or not self.total or (best and config.path_ckpt):
-                figures = self.evaluate_all(loaders, epoch=0)
-            epoch = 0
-            while train is not None and self.step < self.total:
-                epoch += 1
-                self.train_epoch(train, epoch)
-                figures = self.evaluate_all(loaders, epoch)
-                self.save("last" if best else str(epoch))
-                if figures.get(f"val_{best}", -1.0) > kept.get(f"val_{best}", -1.0):  # Deviation 10
-                    kept = {"epoch": epoch, **figures}
-                    self.keep_best(kept, best)
-        return kept or figures
+        with self.running():
+            if not self.run.resumed and (config.eval_start or not self.total or (best and config.path_ckpt)):
+                self.figures = self.evaluate_all(loaders, epoch=0)
+            if train is not None:
+                self.train(train, loaders, best)
+        return self.kept or self.figures
 
-    def train_epoch(self, loader: Loader, epoch: int) -> None:
-        """One epoch, or what is left of the run's steps."""
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """What a run has open: its figures, what is being written, the signals; its state, if it goes on."""
+        loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
+        with contextlib.ExitStack() as opened:
+            if self.run.lock is not None:
+                opened.enter_context(self.run.lock)
+            opened.enter_context(logging_redirect_tqdm(loggers))
+            self.saver = Saver()
+            opened.callback(self.saver.close)
+            self.stop: Stop = opened.enter_context(obeyed())
+            recorded = self.restore() if self.run.resumed else {}
+            self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
+            opened.callback(self.recorder.close)
+            self.recorder.go_on(self.step, recorded, dataclasses.asdict(self.config))
+            self.profile = Profile(self.config.profile if self.world.is_main else 0, self.folder)
+            opened.callback(self.profile.close)
+            yield
+
+    def train(self, train: Loader, loaders: Mapping[str, Loader], best: str) -> None:
+        """Every epoch that is left, or what is left of it, each with its evaluation."""
+        if not self.run.resumed:
+            self.save_state()
+        while self.step < self.total or self.batches:
+            self.train_epoch(train)
+            self.save_state()  # an evaluation may take long
+            self.figures = self.evaluate_all(loaders, self.epoch)
+            if self.path("best") in self.saver.failed:
+                self.kept = {}  # its weights were not written: the next best epoch's are
+            self.saver.failed.clear()
+            self.save("last" if best else str(self.epoch))
+            if self.figures.get(f"val_{best}", -1.0) > self.kept.get(f"val_{best}", -1.0):  # Deviation 10
+                self.kept = {"epoch": self.epoch, **self.figures}
+                self.keep_best(self.kept, best)
+            self.epoch, self.batches = self.epoch + 1, 0
+            if self.step < self.total:
+                self.save_state()
+        self.finish()
+
+    def train_epoch(self, loader: Loader) -> None:
+        """One epoch, or what is left of it or of the run's steps."""
         self.model.train()
-        stream = loader.epoch(epoch)
-        while batches := list(itertools.islice(stream, self.config.accumulate)):
+        stream = loader.epoch(self.epoch, self.batches)
+        while self.step < self.total:
+            with self.recorder.waiting():
+                batches = list(itertools.islice(stream, self.config.accumulate))
+            if not batches:
+                break
             rates = self.set_rates()
             values = self.train_step(batches)
-            self.step += 1
-            self.recorder.add(values, [name for batch in batches for name in batch["id"]])
+            self.step, self.batches = self.step + 1, self.batches + len(batches)
+            self.recorder.add(values, batches, rates)
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
-                self.recorder.flush(self.step, rates, peak_memory(self.world.device))
-            if self.step == self.total:
-                break
-        self.recorder.flush(self.step, rates, peak_memory(self.world.device))
+                self.log_figures()
+            self.profile.step()
+            self.heed()
+        self.log_figures()
+
+    def log_figures(self) -> None:
+        """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise FloatingPointError(
+                "fp16: no loss scale leaves the gradients finite; see amp bf16, lr, data."
+            )
+        self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
+
+    def heed(self) -> None:
+        """Save the state if it is time to; stop if any process was asked to."""
+        due = self.world.is_main and time.monotonic() - self.saved >= 60 * self.config.save_minutes
+        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else GO_ON)
+        if agreed != GO_ON:
+            self.save_state()
+        if agreed == STOP:
+            self.leave()
+
+    def leave(self) -> None:
+        """End the program once everything is written."""
+        self.saver.wait()
+        if self.saver.failed:
+            log.error("stopping with what could be written before: later steps are to be done again")
+        log.warning("stopped at step %d of %d: --resume auto goes on", self.step, self.total)
+        raise SystemExit(self.config.requeue_code)
 
     def set_rates(self) -> dict[str, float]:
         """Set the learning rates of the coming step; returns those of the video encoder and of the rest."""
@@ -184,49 +297,50 @@ class Agent:
                 batch = self.prepare(to_device(batch, self.world.device), generator)
             steps.append(self.backward(batch, share=1 / len(batches), last=number + 1 == len(batches)))
         self.scaler.unscale_(self.optimizer)
-        if self.config.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        norm = clip(self.model, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
+        values = {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
+        values["grad_norm"] = Mean(norm, torch.ones_like(norm))
+        return leave_out(values) if self.scaler.is_enabled() else values
 
     def backward(self, batch: Batch, share: float, last: bool) -> dict[str, Mean]:
         """Add `share` of the gradient of the summed losses; processes exchange gradients at the `last`.
 
         Returns the value of each loss and score, counted once if the batch had anything for it, else not.
         """
-        waits = isinstance(self.wrapped, DistributedDataParallel) and not last
-        with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+        with exchange(self.wrapped, last):
             with self.autocast():
                 output: Output = self.wrapped(batch)
-            joined = join({**output.losses, **output.scores}, self.world)
+            means = join({**output.losses, **output.scores}, self.world)
             # Deviation 13: a loss is the mean over what all processes hide, not the mean of their means. The
             # gradients that they exchange are averaged, hence the number of processes.
             loss = torch.stack(
                 [
                     output.weight(name)
                     * mean.total.float()
-                    * (self.world.size / joined[name].count.clamp(min=1e-12)).float()
+                    * (self.world.size / means[name].count.clamp(min=1e-12)).float()
                     for name, mean in output.losses.items()
                 ]
             ).sum()
             self.scaler.scale(loss * share).backward()
-        values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in joined.items()}
+        values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in means.items()}
         weighted = torch.stack([output.weight(name) * values[name].total for name in output.losses]).sum()
         return {"loss": Mean(weighted, torch.ones_like(weighted)), **values}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as the config says."""
-        kind = self.config.amp
+        kind = self.precision
         return torch.autocast(self.world.device.type, AMP.get(kind), enabled=kind in AMP)
 
     def evaluate_all(self, loaders: Mapping[str, Loader], epoch: int) -> dict[str, float]:
         """Evaluate each split of `loaders`; the figures of all go to one row of `eval.jsonl`."""
         figures: dict[str, float] = {}
-        for split, loader in loaders.items():
-            prefix = f"{split}_" if split else ""
-            found = self.evaluate(loader, epoch, split)
-            figures |= {prefix + name: value for name, value in found.items()}
+        with joined(self.model):
+            for split, loader in loaders.items():
+                prefix = f"{split}_" if split else ""
+                found = self.evaluate(loader, epoch, split)
+                figures |= {prefix + name: value for name, value in found.items()}
         if figures:
             self.recorder.evaluation(self.step, epoch, figures)
         return figures
@@ -238,6 +352,7 @@ class Agent:
         Writes what was predicted to `predictions_EPOCH.jsonl`, or `predictions_SPLIT_EPOCH.jsonl`.
         """
         self.model.eval()
+        common = min(self.world.gather(len(loader)))  # batches that every process has
         averages = Averages()
         predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
@@ -252,11 +367,13 @@ class Agent:
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")
             predictions.append((place, self.describe(batch, output)))
+            if number < common and self.world.most(STOP if self.stop.asked else GO_ON) == STOP:
+                self.leave()
         rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
             name = f"predictions_{split}_{epoch}" if split else f"predictions_{epoch}"
-            with atomic_path(self.folder / f"{name}.jsonl") as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            content = "".join(json.dumps(row) + "\n" for row in rows)
+            self.saver.submit(self.folder / f"{name}.jsonl", lambda path: write_text(path, content))
         return {**averages.figures(self.world), **self.metric(rows, split)}
 
     def gather_rows(self, predictions: list[tuple[int, Sequence[Row]]]) -> list[Row]:
@@ -264,12 +381,14 @@ class Agent:
         gathered = [part for parts in self.world.gather(predictions) for part in parts]
         return [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
 
+    # -- what a run leaves behind
+
     def keep_best(self, figures: dict[str, float], name: str) -> None:
         """Save the model as `ckpt_violet_TASK_best.pt` and what it reached in `best.json`."""
         self.save("best")
         if self.world.is_main:
-            with atomic_path(self.folder / "best.json") as temporary:
-                temporary.write_text(json.dumps(figures, indent=1) + "\n")
+            content = json.dumps(figures, indent=1) + "\n"
+            self.saver.submit(self.folder / "best.json", lambda path: write_text(path, content))
         found = [
             f"{split}_{name} {figures[f'{split}_{name}']:.4f}"
             for split in ("val", "test")
@@ -279,9 +398,66 @@ class Agent:
 
     def save(self, name: str) -> Path:
         """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_NAME.pt` in the run's folder."""
-        path = self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
+        path = self.path(name)
+        weights = whole(self.model.state_dict(), keep=self.world.is_main)
         if self.world.is_main:
-            with atomic_path(path) as temporary:
-                torch.save({k: v.cpu() for k, v in self.model.state_dict().items()}, temporary)
-            log.info("checkpoint: %s", path)
+            self.saver.submit(path, functools.partial(write_tensors, weights))
         return path
+
+    def path(self, name: str) -> Path:
+        """Of the weights of an epoch, of the best one or of the last."""
+        return self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
+
+    def save_state(self) -> None:
+        """Write all that the run needs to go on from here; raises `FloatingPointError` if that is spoilt."""
+        self.recorder.check(self.step)
+        main = self.world.is_main
+        state = {
+            "model": self.model.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": self.world.gather(random_states(self.world.device)),
+            "progress": {name: getattr(self, name) for name in PROGRESS},
+            "recorder": self.recorder.state(),
+            "config": dataclasses.asdict(self.config),
+        }
+        state = whole(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
+        if main:
+            self.saver.submit(
+                self.folder / STATE, functools.partial(write_tensors, state), self.folder / BEFORE
+            )
+        self.saved = time.monotonic()
+
+    def restore(self) -> dict[str, Any]:
+        """Go back to the state in the run's folder; returns what had been recorded."""
+        state = read_state(self.folder, self.world)
+        if len(state["random"]) != self.world.size:
+            raise UserError(
+                f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
+                f"as many, or a new run with --path_ckpt {self.folder / STATE}."
+            )
+        load_model(self.model, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        load_random_states(state["random"][self.world.rank], self.world.device)
+        total = self.total
+        for name in PROGRESS:
+            setattr(self, name, state["progress"][name])
+        if total != self.total:
+            log.warning("the run was to have %d steps: the schedule is now that of %d", self.total, total)
+            self.total = total
+        self.saved = time.monotonic()
+        log.info("step %d of %d, epoch %d", self.step, self.total, self.epoch)
+        return state["recorder"]
+
+    def finish(self) -> None:
+        """Mark the run as finished, unless something that it should have written is not on the disk."""
+        self.saver.wait()
+        if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
+            failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
+            raise UserError(f"not written: {failed}. Make room; --resume {self.folder} then ends the run.")
+        self.save_state()
+        if self.world.is_main:
+            content = json.dumps(self.kept or self.figures, indent=1) + "\n"
+            self.saver.submit(self.folder / FINISHED, lambda path: write_text(path, content))
+            self.saver.wait()
+            (self.folder / BEFORE).unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from frames import Transform, read_clip
 from lib import Config, UserError, World, log
 from masking import SpecialTokens
+from signals import ignored
 from tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
@@ -148,6 +149,21 @@ class PretrainCorpus:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def by_node(self, nodes: int) -> list[np.ndarray]:
+        """The pairs of each node: a composite corpus's files are shared out, so that none is read by two.
+
+        Each gets about as many pairs. One list of all if there are fewer files than nodes.
+        """
+        counts = np.bincount(self.pairs[:, 0], minlength=len(self.images))
+        if nodes == 1 or np.count_nonzero(counts) < nodes:
+            return [np.arange(len(self))]
+        shares: list[list[int]] = [[] for _ in range(nodes)]
+        for source in np.argsort(
+            -counts, kind="stable"
+        ).tolist():  # the largest file first, to whom has least
+            min(shares, key=lambda share: int(counts[share].sum())).append(source)
+        return [np.flatnonzero(np.isin(self.pairs[:, 0], share)) for share in shares]
+
     def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
         """One pair; `random` None is evaluation. Raises `BadRow`."""
         source, row, number = (int(value) for value in self.pairs[index])
@@ -237,6 +253,9 @@ class Batches(Sampler[list[Draw]]):
     for the next epoch. Evaluation: every sample once, in order, in batches of nearly even size (a batch is
     also where video-text matching finds its other texts); batch k is the same whatever the number of
     processes, and process r takes the batches r, r + n, ...
+
+    In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
+    processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.
     """
 
     def __init__(
@@ -247,34 +266,43 @@ class Batches(Sampler[list[Draw]]):
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
+        pools: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> None:
         self.sizes, self.train, self.seed = dict(sizes), train, seed
-        self.rank, self.processes, self.epoch = rank, processes, 0
+        self.rank, self.processes, self.epoch, self.skip = rank, processes, 0, 0
         self.batch_sizes = dict(batch_sizes)
+        self.pools = {name: [torch.arange(size)] for name, size in sizes.items()}
+        self.pools |= {name: [torch.from_numpy(p) for p in parts] for name, parts in (pools or {}).items()}
         if train:  # a corpus that is smaller than a batch is one batch
-            for name, size in self.sizes.items():
-                if size < processes:
-                    raise UserError(f"corpus {name} has {size} samples for {processes} processes.")
-                self.batch_sizes[name] = min(batch_sizes[name], size // processes)
+            for name, parts in self.pools.items():
+                least = min(len(part) * len(parts) for part in parts)
+                if least < processes:
+                    raise UserError(f"corpus {name} has {least} samples for {processes} processes.")
+                self.batch_sizes[name] = min(batch_sizes[name], least // processes)
 
     def __len__(self) -> int:
         if self.train:
-            return sum(n // (self.batch_sizes[name] * self.processes) for name, n in self.sizes.items())
+            return sum(self.steps(name) for name in self.sizes)
         batches = sum(math.ceil(n / self.batch_sizes[name]) for name, n in self.sizes.items())
         return len(range(self.rank, batches, self.processes))
 
+    def steps(self, name: str) -> int:
+        """Training batches of a corpus in an epoch: as many as the smallest pool has for its processes."""
+        parts = self.pools[name]
+        return min(len(p) for p in parts) // (self.batch_sizes[name] * self.processes // len(parts))
+
     def __iter__(self) -> Iterator[list[Draw]]:
-        yield from self.training() if self.train else self.evaluation()
+        yield from (self.training() if self.train else self.evaluation())[self.skip :]
 
     def training(self) -> list[list[Draw]]:
         """This process's batches of the epoch."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         batches = []
-        for name, size in self.sizes.items():
-            order = torch.randperm(size, generator=generator)
-            each = self.batch_sizes[name]
-            steps = size // (each * self.processes)
-            mine = order[: steps * each * self.processes].view(steps, self.processes, each)[:, self.rank]
+        for name, parts in self.pools.items():
+            orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
+            steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
+            pool, place = divmod(self.rank, processes)
+            mine = orders[pool][: steps * each * processes].view(steps, processes, each)[:, place]
             batches += [[Draw(name, self.epoch, index) for index in row] for row in mine.tolist()]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
@@ -302,14 +330,18 @@ class Loader:
             generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,
             persistent_workers=n_workers > 0,
+            worker_init_fn=ignored,
         )
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The batches of an epoch; raises `UserError` when too many rows are bad."""
-        self.batches.epoch = epoch
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+        """The batches of an epoch but the first `skip`, of which none is read.
+
+        Raises `UserError` when too many rows are bad.
+        """
+        self.batches.epoch, self.batches.skip = epoch, skip
         known = len(self.bad)
         for batch in self.loader:
             for corpus, index, reason in zip(
@@ -349,8 +381,8 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
             raise UserError(f"{corpus.path} has no pairs.")
     image_batch = min(IMAGE_BATCH, config.size_batch * config.size_frame)
     batch_sizes = {name: image_batch if c.is_image else config.size_batch for name, c in corpora.items()}
-    batches = Batches(
-        {name: len(c) for name, c in corpora.items()}, batch_sizes, train, config.seed, world.rank, world.size
-    )
+    sizes = {name: len(c) for name, c in corpora.items()}
+    pools = {name: c.by_node(world.nodes) for name, c in corpora.items()} if train else {}
+    batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, pools)
     mixture = Mixture(corpora, config.seed, train)
     return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin=world.device.type != "cpu")

@@ -5,12 +5,12 @@ import dataclasses
 import difflib
 import json
 import logging
+import logging.handlers
 import os
 import random
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,8 +205,14 @@ class Config:
     """autocast type of the forward pass; fp16 scales the loss"""
     use_checkpoint: bool = False
     """activation checkpointing: less memory, a third more compute"""
+    parallel: Literal["ddp", "zero1", "fsdp"] = "ddp"
+    """what several processes share: ddp gradients, zero1 also optimiser states, fsdp also parameters"""
     deepspeed: bool = False
-    """key of published configs; runs here are DistributedDataParallel, their precision is `amp`"""
+    """key of published configs: half precision (bf16 where the device has it) and zero1, as it means there"""
+    compile: bool = False
+    """compile the video encoder and the cross-modal transformer"""
+    deterministic: bool = False
+    """bit-equal results where the device leaves a choice; slower"""
     seed: NonNegativeInt = 88
     """of everything random; each process adds its rank"""
     device: str = "auto"
@@ -215,6 +221,18 @@ class Config:
     """evaluate before training too"""
     logging_steps: PositiveInt = 20
     """steps between two lines of the log"""
+    logger: Literal["", "wandb"] = ""
+    """wandb: figures go to Weights & Biases too"""
+    profile: NonNegativeInt = 0
+    """steps to profile near the start: a trace, and a table of the ten costliest operations"""
+
+    # -- going on with a run
+    resume: str = ""
+    """auto: go on with the newest unfinished run of this task and config, or start one; or a run's folder"""
+    save_minutes: NonNegativeFloat = 30.0
+    """minutes between two saves of the training state, which epoch ends save too; 0: after every step"""
+    requeue_code: int = 0
+    """exit code after SIGTERM, SIGUSR1 or SIGINT has been obeyed"""
 
     # -- the teachers of MVM targets, loaded for the chosen ones alone
     feature_teacher: str = "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth"
@@ -316,6 +334,10 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    nodes: int = 1
+    """machines, each with as many processes as the others"""
+    control: dist.ProcessGroup | None = None
+    """the processes' CPUs, which agree without waiting for their devices; None: the default group"""
 
     @property
     def is_main(self) -> bool:
@@ -334,8 +356,16 @@ class World:
         if self.size == 1:
             return [item]
         items = [None] * self.size
-        dist.all_gather_object(items, item)
+        dist.all_gather_object(items, item, group=self.control)
         return items
+
+    def most(self, value: int) -> int:
+        """The largest `value` of all processes, on every one of them."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
+        return int(largest)
 
 
 @contextlib.contextmanager
@@ -345,14 +375,19 @@ def distributed(config: Config) -> Iterator[World]:
     NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
     if device.type != "cpu":
         if not torch.accelerator.is_available():
             raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
         torch.accelerator.set_device_index(device.index or 0)
+    if config.deterministic:
+        be_deterministic()
+    control: Any = None
     if size > 1:
         dist.init_process_group(dist.get_default_backend_for_device(device))
-    world = World(device, rank, size)
+        control = dist.new_group(backend="gloo") if device.type != "cpu" else None
+    world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
     start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
@@ -385,6 +420,13 @@ def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
     changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
     if changed:
         log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
+
+
+def be_deterministic() -> None:
+    """Have every operation give the same bits each time; one that cannot is an error that names it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix library starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def seed_everything(seed: int) -> None:
@@ -421,34 +463,24 @@ def _umask() -> int:
     return mask
 
 
-def make_run_folder(config: Config, world: World) -> Path:
-    """Make `path_output/_TASK_TIME` with the config in `args.json`; the log goes to its `log.txt` as well."""
-    folder: Path | None = None
-    while world.is_main and folder is None:
-        stamp = time.strftime("%Y%m%d%H%M%S")
-        path = Path(config.path_output) / f"_{config.task}_{stamp}"
-        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
-            path.mkdir(parents=True)
-            folder = path
-        time.sleep(0 if folder else 0.2)
-    folder = world.gather(folder)[0]
-    assert folder is not None
-    if world.is_main:
-        config.save(folder / "args.json")
-    start_log(world, folder)
-    return folder
-
-
 def start_log(world: World, folder: Path | None = None) -> None:
-    """Log to the console (main process: everything; others: warnings) and, per process, to a file."""
+    """Log to the console (main process: everything; others: warnings) and, per process, to a file.
+
+    What is logged before there is a folder is kept, and the file begins with it.
+    """
     name = f"[{world.rank}] " if world.size > 1 else ""
     layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    handlers[0].setLevel(logging.INFO if world.is_main else logging.WARNING)
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    console.setFormatter(layout)
+    early = [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]
+    rest: logging.Handler = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if folder is not None:
         file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
-        handlers.append(logging.FileHandler(folder / file, delay=True))
-    for handler in handlers:
-        handler.setFormatter(layout)
-    log.handlers, log.propagate = handlers, False
+        rest = logging.FileHandler(folder / file, delay=True)
+        rest.setFormatter(layout)
+        for handler in early:
+            handler.setTarget(rest)
+            handler.flush()
+    log.handlers, log.propagate = [console, rest], False
     log.setLevel(logging.DEBUG)

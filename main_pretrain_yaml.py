@@ -22,7 +22,7 @@ from masking import mask_batch
 from model import Batch, Output, PretrainModel
 
 # keys of the other tasks' configs, which mean nothing here
-UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt", "deepspeed")
+UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt")
 UNREAD += ("enable_task_token", "mask_pos", "multi_clip_testing")
 
 
@@ -85,6 +85,7 @@ def main() -> None:
             model,
             prepare=functools.partial(mask, model=model, config=config, tokens=tokens),
             describe=functools.partial(describe, tokens=tokens),
+            timers=model.teacher_seconds,
         )
         agent.fit(train, val)
 

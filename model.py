@@ -275,6 +275,11 @@ class PretrainModel(Violet):
             self.reconstruct(visual, batch, output)
         return output
 
+    def teacher_seconds(self) -> dict[str, float]:
+        """What the teachers took since the last call; nothing where there is none."""
+        clocks = [t.teacher.stopwatch for t in self.targets.values() if isinstance(t.teacher, Teacher)]
+        return {"teacher_seconds": sum(clock.take() for clock in clocks)} if clocks else {}
+
     def reads(self, patch_mask: Tensor) -> Tensor:
         """bool (B, T, h, w), True = masked -> at which patches some target reads the output."""
         read = patch_mask.clone()

@@ -24,7 +24,7 @@ from questions import describe
 from video_swin import Size
 
 TASKS = ("multiple choice", "open-ended", "fill in the blank")  # rows of `emb_task`; it has ten
-UNREAD = ("train_yaml", "val_yaml", "size_part", "multi_clip_testing", "deepspeed")  # keys without effect
+UNREAD = ("train_yaml", "val_yaml", "size_part", "multi_clip_testing")  # keys without effect
 BEST = 5  # answers that the predictions file names
 
 

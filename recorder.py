@@ -1,9 +1,12 @@
 """Where the figures of a run go, and means over the batches of an evaluation."""
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lib import Mean, World, log
-from model import Output
+from lib import Mean, UserError, World, atomic_path, log
+from model import Batch, Output
 
 
 def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
@@ -21,49 +24,117 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
 
 
 class Recorder:
-    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`.
+    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
 
-    Losses stay on the device until they are written, so that a step never waits for one.
+    Losses stay on the device until they are written, so that a step never waits for one. All of a run's parts
+    read as one run: what was written beyond the state that it goes on from is taken back.
     """
 
-    def __init__(self, folder: Path, world: World, total: int) -> None:
-        self.folder, self.world = folder, world
-        self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
-        self.board = SummaryWriter(str(folder)) if world.is_main else None
-        self.window: list[dict[str, Mean]] = []
-        self.ids: list[list[str]] = []
-        self.samples, self.since = 0, time.perf_counter()
+    files = ("metrics.jsonl", "eval.jsonl")
 
-    def add(self, values: dict[str, Mean], ids: list[str]) -> None:
-        """One step's losses and scores (over all processes) and this process's sample ids."""
+    def __init__(self, folder: Path, world: World, total: int, logger: str = "") -> None:
+        self.folder, self.world, self.logger = folder, world, logger
+        self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
+        self.board: SummaryWriter | None = None
+        self.wandb: Any = None
+        self.window: list[dict[str, Mean]] = []
+        self.rates: dict[str, float] = {}
+        self.seen: list[list[dict[str, Any]]] = []  # the samples of each step, of this process
+        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    # -- parts of a run
+
+    def go_on(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
+        """Begin at `step`, with what `state` gave then; empty for a new run. `config` is for the logger."""
+        self.bar.update(step)
+        names, rows = state.get("names", []), state.get("window", [])
+        self.window = [{n: Mean(*pair) for n, pair in zip(names, row, strict=True)} for row in rows]
+        self.window = [
+            {n: Mean(*(t.to(self.world.device) for t in (m.total, m.count))) for n, m in row.items()}
+            for row in self.window
+        ]
+        self.rates, self.seen = dict(state.get("rates", {})), [[] for _ in self.window]
+        if not self.world.is_main:
+            return
+        for file, size in state.get("sizes", {}).items():
+            cut(self.folder / file, size)
+        self.board = SummaryWriter(str(self.folder), purge_step=step + 1 if state else None)
+        if self.logger == "wandb":
+            self.wandb = start_wandb(self.folder, config)
+
+    def state(self) -> dict[str, Any]:
+        """What `go_on` needs: the steps not yet written, and how much is."""
+        paths = [self.folder / file for file in self.files]
+        return {
+            "names": list(self.window[0]) if self.window else [],
+            "window": stack(self.window).cpu() if self.window else [],
+            "rates": self.rates,
+            "sizes": {path.name: path.stat().st_size if path.exists() else 0 for path in paths},
+        }
+
+    # -- training
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time spent inside is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def add(self, values: dict[str, Mean], batches: Sequence[Batch], rates: dict[str, float]) -> None:
+        """One step's losses and scores (over all processes), this process's batches, the learning rates."""
         self.window.append(values)
-        self.ids.append(ids)
-        self.samples += len(ids) * self.world.size
+        self.seen.append([sample for batch in batches for sample in samples(batch)])
+        self.samples += len(self.seen[-1]) * self.world.size
+        self.rates = rates
         self.bar.update()
 
-    def flush(self, step: int, rates: dict[str, float], memory: float) -> None:
-        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
+    def check(self, step: int) -> None:
+        """Raise `FloatingPointError` if a value since the last call of `flush` is not finite.
 
-        A loss that no step had anything for, such as that of flow on images alone, is left out.
+        The samples of that step are written to `not_finite_RANK.json`, to be looked at or tried again.
         """
         if not self.window:
             return
-        values, counts = stack(self.window).cpu().unbind(dim=2)
-        names = list(self.window[0])
-        for row, ids in zip(values, self.ids, strict=True):
-            if not row.isfinite().all():
-                wrong = [
-                    name for name, value in zip(names, row.tolist(), strict=True) if not np.isfinite(value)
-                ]
-                raise FloatingPointError(f"{', '.join(wrong)} not finite; the batch: {', '.join(ids)}")
+        rows = stack(self.window).cpu()[..., 0]
+        for back, (row, seen) in enumerate(zip(rows.flip(0), self.seen[::-1], strict=True)):
+            wrong = [
+                n for n, value in zip(self.window[0], row.tolist(), strict=True) if not np.isfinite(value)
+            ]
+            if wrong:
+                first = (step - back, wrong, seen)
+        if rows.isfinite().all():
+            return
+        number, wrong, seen = first
+        path = self.folder / f"not_finite_{self.world.rank}.json"
+        with contextlib.suppress(OSError), atomic_path(path) as temporary:
+            content = {"step": number, "rank": self.world.rank, "not_finite": wrong, "samples": seen}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        ids = ", ".join(str(sample["id"]) for sample in seen)
+        raise FloatingPointError(f"step {number}: {', '.join(wrong)} not finite; the batch: {ids} ({path})")
+
+    def flush(self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict) -> None:
+        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
+
+        A loss that no step had anything for, such as that of flow on images alone, is left out. memory: GiB;
+        timers: what took how many seconds since they were last asked.
+        """
+        if not self.window:
+            return
+        self.check(step)
+        totals, counts = stack(self.window).cpu().unbind(dim=2)
         now = time.perf_counter()
-        seen, sums = counts.sum(dim=0).tolist(), values.sum(dim=0).tolist()
-        figures = {name: total / count for name, total, count in zip(names, sums, seen, strict=True) if count}
-        figures |= {**rates, "samples_per_second": self.samples / (now - self.since)}
-        self._write("metrics.jsonl", {"step": step, **figures, "memory_gib": memory}, "train")
+        pairs = zip(self.window[0], totals.sum(dim=0).tolist(), counts.sum(dim=0).tolist(), strict=True)
+        figures = {name: total / count for name, total, count in pairs if count}
+        seconds = now - self.since
+        figures |= {**self.rates, "samples_per_second": self.samples / seconds}
+        figures |= {"data_wait": self.waited / seconds, "memory_gib": memory}
+        figures |= {name: value / len(self.window) for name, value in timers().items()}
+        self._write("metrics.jsonl", {"step": step, **figures}, "train")
         speed = f"{figures['samples_per_second']:.1f}/s"
-        self.bar.set_postfix(loss=f"{figures['loss']:.3f}", samples=speed, GiB=f"{memory:.1f}")
-        self.window, self.ids, self.samples, self.since = [], [], 0, now
+        self.bar.set_postfix(loss=f"{figures.get('loss', np.nan):.3f}", samples=speed, GiB=f"{memory:.1f}")
+        self.window, self.seen = [], []
+        self.samples, self.waited, self.since = 0, 0.0, now
 
     def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
         """Write the figures of an evaluation; the clock of the next training steps starts after it."""
@@ -75,17 +146,65 @@ class Recorder:
     def _write(self, file: str, row: dict[str, float], group: str) -> None:
         if self.board is None:
             return
-        with (self.folder / file).open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name not in ("step", "epoch"):
-                self.board.add_scalar(f"{group}/{name}", value, row["step"])
+        named = {f"{group}/{name}": value for name, value in row.items() if name not in ("step", "epoch")}
+        try:
+            append(self.folder / file, json.dumps(row) + "\n")
+            for name, value in named.items():
+                self.board.add_scalar(name, value, row["step"])
+        except OSError as error:
+            log.error("%s: figures could not be written (%s): the run goes on.", self.folder / file, error)
+        if self.wandb is not None:
+            self.wandb.log(named, step=row["step"])
 
     def close(self) -> None:
-        """End the progress bar and the TensorBoard file."""
+        """End the progress bar, the TensorBoard file and the logger."""
         self.bar.close()
         if self.board is not None:
-            self.board.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported
+                self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def samples(batch: Batch) -> list[dict[str, Any]]:
+    """What names the samples of a batch: corpus, index there, id; where it has them."""
+    found = {key: batch[key] for key in ("corpus", "index", "id") if key in batch}
+    columns = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in found.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file, or, where it does not fit, nothing."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        cut(path, size)
+        raise
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten a file of lines to `size` bytes, and to whole lines."""
+    if not path.exists() or path.stat().st_size <= size:
+        return
+    os.truncate(path, size)
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """A run of Weights & Biases under the folder's name, or what there is of it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("logger wandb: pip install wandb, or leave the key out.") from error
+    return wandb.init(
+        project="violet",
+        name=folder.name,
+        id=folder.name.strip("_"),
+        dir=str(folder),
+        config=config,
+        resume="allow",
+    )
 
 
 class Averages:

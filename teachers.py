@@ -5,9 +5,11 @@ batch's frames (B, T, 3, H, W), not masked and ImageNet-normalised, and makes of
 was trained on (Deviation 3: published, all but Video Swin are fed ImageNet-normalised frames).
 """
 
+import contextlib
 import json
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,36 @@ Maker = Callable[[Config, dict[str, Any]], "Teacher"]
 BICUBIC = image.InterpolationMode.BICUBIC
 
 
+class Stopwatch:
+    """Seconds that a device works on something, by its own clock where the program does not wait for it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.events: list[tuple[torch.Event, torch.Event]] = []
+
+    @contextlib.contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Inside, it runs."""
+        if device.type == "cpu":
+            start = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - start
+            return
+        first, last = (torch.Event(device, enable_timing=True) for _ in range(2))
+        first.record()
+        yield
+        last.record()
+        self.events.append((first, last))
+
+    def take(self) -> float:
+        """The seconds since the last time."""
+        for first, last in self.events:
+            last.synchronize()
+            self.seconds += first.elapsed_time(last) / 1000
+        seconds, self.seconds, self.events = self.seconds, 0.0, []
+        return seconds
+
+
 class Teacher(ABC):
     """A frozen function of the frames, computed in parts of a bounded size, on a device of its own."""
 
@@ -42,13 +74,15 @@ class Teacher(ABC):
         """
         self.network = None if network is None else network.eval().requires_grad_(False)
         self.width, self.batch, self.device = width, batch, device
+        self.stopwatch = Stopwatch()
 
     def __call__(self, frames: Tensor) -> Tensor:
         """frames: (B, T, 3, H, W), ImageNet-normalised -> the truth, (B, S, C, h k, w k)."""
         device = choose_device(self.device) if self.device else frames.device
         if self.network is not None:
             self.network.to(device)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=self.mixed(device)):
+        mixed = torch.autocast(device.type, enabled=self.mixed(device))
+        with self.stopwatch.running(device), torch.inference_mode(), mixed:
             truth = self.compute(frames.to(device, torch.float32))
         return truth.to(frames.device, copy=True)  # the copy is no inference tensor: autograd may keep it
 

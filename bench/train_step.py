@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from agent import AMP, peak_memory, seeded
+from agent import peak_memory, seeded
 from lib import choose_device
 from masking import SpecialTokens, mask_batch
 from model import PretrainModel
+from parallel import AMP
 from video_swin import SIZES
 
 

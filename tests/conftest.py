@@ -167,3 +167,32 @@ def noise_teachers() -> dict[str, Noise]:
         "2d_feature": Noise(24),
         "2d_clip_feature": Noise(20),
     }
+
+
+@pytest.fixture
+def arguments(tmp_path, bert_folder):
+    """Command line of a run on a corpus of clips and one of pictures."""
+    corpora = {"clips": write_corpus(tmp_path, "clips"), "cc3m": write_corpus(tmp_path, "cc3m", image=True)}
+    values = {
+        "train_yaml": {name: str(path) for name, path in corpora.items()},
+        "val_yaml": {name: str(path) for name, path in corpora.items()},
+        "txt_backbone": str(bert_folder),
+        "fusion_encoder": str(bert_folder),
+        "txt_backbone_rand_init": True,
+        "fusion_encoder_rand_init": True,
+        "vis_backbone_size": "demo",
+        "vis_backbone_init": "random",
+        "size_img": 32,
+        "size_frame": 2,
+        "size_txt": 10,
+        "size_batch": 4,
+        "mvm_target": ["pixel", "hog"],
+        "p_mask": 0.3,
+        "lr": 1e-3,
+        "n_workers": 0,
+        "logging_steps": 1,
+        "path_output": str(tmp_path / "out"),
+        "device": "cpu",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return ["--config", str(tmp_path / "config.json")]

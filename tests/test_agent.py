@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import SWIN, tiny_bert, write_corpus
+from conftest import SWIN, tiny_bert
 from torch import nn
 
 from agent import Agent, Averages, seeded
-from lib import Config, Mean, UserError, World, distributed, make_run_folder
+from lib import Config, Mean, UserError, World, distributed
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
 from model import Output, PretrainModel
+from runs import make_run_folder
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -27,41 +28,12 @@ def tiny_config(folder: Path, **values: object) -> Config:
     return Config(**{"path_output": str(folder), "task": "tiny", "lr": 1e-3, "device": "cpu", **values})
 
 
-@pytest.fixture
-def arguments(tmp_path, bert_folder):
-    """Command line of a run on a corpus of clips and one of pictures."""
-    corpora = {"clips": write_corpus(tmp_path, "clips"), "cc3m": write_corpus(tmp_path, "cc3m", image=True)}
-    values = {
-        "train_yaml": {name: str(path) for name, path in corpora.items()},
-        "val_yaml": {name: str(path) for name, path in corpora.items()},
-        "txt_backbone": str(bert_folder),
-        "fusion_encoder": str(bert_folder),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
-        "size_img": 32,
-        "size_frame": 2,
-        "size_txt": 10,
-        "size_batch": 4,
-        "mvm_target": ["pixel", "hog"],
-        "p_mask": 0.3,
-        "lr": 1e-3,
-        "n_workers": 0,
-        "logging_steps": 1,
-        "path_output": str(tmp_path / "out"),
-        "device": "cpu",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    return ["--config", str(tmp_path / "config.json")]
-
-
 def run(monkeypatch, arguments: list[str]) -> Path:
     """Run the script in this process; returns its run folder."""
     monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("*"))
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: f"{len(before)}")
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: f"{len(before)}")
     main()
     (folder,) = set(out.glob("*")) - before
     return folder
@@ -117,12 +89,12 @@ def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(mon
     assert len(losses[0]) == 6
     other = run(monkeypatch, [*arguments, "--max_steps", "6", "--seed", "1"])
     assert [row["loss"] for row in lines(other / "metrics.jsonl")] != losses[0]
-    checkpoint = str(sorted(first.glob("*.pt"))[-1])
+    checkpoint = str(sorted(first.glob("ckpt*.pt"))[-1])
     evaluations = []
     for _ in range(2):
         folder = run(monkeypatch, [*arguments, "--size_epoch", "0", "--path_ckpt", checkpoint])
         evaluations.append(lines(folder / "eval.jsonl"))
-        assert not list(folder.glob("*.pt"))
+        assert not list(folder.glob("ckpt*.pt"))
     assert evaluations[0] == evaluations[1]
     last = lines(first / "eval.jsonl")[-1]
     assert {**evaluations[0][0], "step": 6, "epoch": last["epoch"]} == last
@@ -157,7 +129,7 @@ def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     stamps = iter(["1", "1", "2"])
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: next(stamps))
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: next(stamps))
     folders = [make_run_folder(tiny_config(tmp_path), World(torch.device("cpu"))) for _ in range(2)]
     assert [folder.name for folder in folders] == ["_tiny_1", "_tiny_2"]
 
@@ -250,8 +222,8 @@ class Stream:
     def __len__(self):
         return len(self.items)
 
-    def epoch(self, _):
-        return iter(self.items)
+    def epoch(self, _, skip=0):
+        return iter(self.items[skip:])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(tmp_path):
@@ -261,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(tmp_path):
     agent = Agent(config, World(torch.device("cpu")), Regression())
     with pytest.raises(FloatingPointError, match=r"error.* not finite; the batch: clip7, clip8, clip9"):
         agent.fit(Stream([good, bad, good]), None)  # type: ignore[arg-type]
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("ckpt*.pt"))
 
 
 def test_averages_weigh_batches_by_their_counts():

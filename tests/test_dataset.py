@@ -1,6 +1,7 @@
 """Files that are as they should be, files that are not, and batches under any number of processes."""
 
 import base64
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -333,3 +334,28 @@ def test_corpora_move(tmp_path, tokens):
     write_corpus(tmp_path / "here", "clips")
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert len(make_corpus(tmp_path / "there" / "clips.yaml", tokens)) == 12
+
+
+def test_a_node_reads_its_own_files_of_a_composite_corpus_alone(tmp_path):
+    rows = {"a": 9, "b": 4, "c": 6}
+    files = []
+    for name, number in rows.items():
+        write_corpus(tmp_path, name, number)
+        files.append(f"{name}.img.tsv")
+    (tmp_path / "all.yaml").write_text(
+        json.dumps({"img": files, "caption": [f.replace("img", "caption") for f in files], "composite": True})
+    )
+    corpus = PretrainCorpus(tmp_path / "all.yaml", "all", None, Transform(["img_center_crop"], 32), 2)
+    pools = corpus.by_node(2)
+    sources = [set(corpus.pairs[pool, 0].tolist()) for pool in pools]
+    assert sources == [{0}, {1, 2}]  # 9 pairs, and 10
+    assert len(corpus.by_node(4)) == 1  # more nodes than files
+    drawn = []
+    for rank in range(4):
+        batches = Batches({"all": 19}, {"all": 2}, True, 1, rank, 4, {"all": pools})
+        batches.epoch = 5
+        epoch = list(batches)
+        assert len(epoch) == len(batches) == 2  # of the 9 pairs, two steps of two processes
+        drawn.append([draw.index for batch in epoch for draw in batch])
+        assert set(corpus.pairs[drawn[rank], 0].tolist()) <= sources[rank // 2]
+    assert len(set(drawn[0] + drawn[1] + drawn[2] + drawn[3])) == 16

@@ -224,7 +224,7 @@ class Stream:
     def __len__(self):
         return 1
 
-    def epoch(self, _):
+    def epoch(self, _, skip=0):
         return iter([{"id": ["clip"], "corpus": ["one"]}])
 
 
@@ -248,7 +248,7 @@ def test_the_best_epoch_is_that_of_val_and_kept_beside_the_last(tmp_path):  # De
     assert states == [("last", 1), ("best", 1), ("last", 2), ("best", 2), ("last", 3), ("last", 4)]
     assert json.loads((agent.folder / "best.json").read_text()) == figures
     names = [f"ckpt_violet_tiny_{name}.pt" for name in ("best", "last")]
-    assert sorted(p.name for p in agent.folder.glob("*.pt")) == names
+    assert sorted(p.name for p in agent.folder.glob("ckpt*.pt")) == names
     best, last = (torch.load(agent.folder / name, weights_only=True)["weight"] for name in names)
     assert 0 < best < last == agent.model.weight
     evaluations = lines(agent.folder / "eval.jsonl")
@@ -327,7 +327,7 @@ def run(monkeypatch, script, arguments: list[str]) -> Path:
     monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("*"))
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: f"{len(before)}")
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: f"{len(before)}")
     script.main()
     (folder,) = set(out.glob("*")) - before
     return folder
@@ -350,7 +350,7 @@ def test_a_script_trains_evaluates_and_keeps_the_best(monkeypatch, arguments, ki
         assert row["right"] == (row["best"][0]["answer"] == row["answer"])
     assert ("test_acc_5" in evaluation) == (kind in ("open", "fib"))
     assert ("test_acc_type_what" in evaluation) == (kind == "open")
-    assert {p.name for p in folder.glob("*.pt")} == {f"ckpt_violet_asked_{n}.pt" for n in ("best", "last")}
+    assert {p.name for p in folder.glob("ckpt*.pt")} == {f"ckpt_violet_asked_{n}.pt" for n in ("best", "last")}
     assert json.loads((folder / "best.json").read_text())["epoch"] == 1
 
 
@@ -392,7 +392,7 @@ def test_a_checkpoint_is_evaluated_before_training_or_alone(monkeypatch, argumen
     assert [row["epoch"] for row in zero] == [0, 1]
     assert only == zero[:1]
     assert {**only[0], "step": 1, "epoch": 1} == trained
-    assert not list(alone.glob("*.pt"))
+    assert not list(alone.glob("ckpt*.pt"))
     assert (again / "predictions_val_0.jsonl").exists()
 
 
@@ -402,7 +402,7 @@ def test_splits_may_be_missing(monkeypatch, arguments):
     assert (folder / "ckpt_violet_asked_best.pt").exists()
     folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", val=0), "--max_steps", "1"])
     assert "test_acc" in lines(folder / "eval.jsonl")[0]
-    assert [p.name for p in folder.glob("*.pt")] == ["ckpt_violet_asked_last.pt"]  # no best without val
+    assert [p.name for p in folder.glob("ckpt*.pt")] == ["ckpt_violet_asked_last.pt"]  # no best without val
     folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", train=0), "--size_epoch", "0"])
     assert "val_acc" in lines(folder / "eval.jsonl")[0]
 

@@ -1,0 +1,183 @@
+"""Kill a run again and again, in steps, saves and evaluations, and compare it with one that was left alone.
+
+    python bench/soak.py
+    python bench/soak.py --processes 2 --kills 20
+
+A tiny pre-training on a corpus of the tests, `--resume auto` after every SIGKILL. Prints how often which
+moment was hit, and the largest difference of any logged loss, score or evaluation figure: 0 on one process.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from conftest import WORDS, tiny_bert, write_corpus
+from transformers import BertTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+CLOCK = ("samples_per_second", "data_wait", "memory_gib", "teacher_seconds")
+MOMENTS = ("step", "save", "evaluation")
+
+
+def make_config(folder: Path, epochs: int) -> Path:
+    """A config of a tiny run and all that it reads."""
+    bert = folder / "bert"
+    bert.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab=str(bert / "vocab.txt")).save_pretrained(bert)
+    tiny_bert(len(vocabulary), dropout=0.1).save_pretrained(bert)
+    corpora = {
+        "clips": str(write_corpus(folder, "clips", 15)),
+        "cc3m": str(write_corpus(folder, "cc3m", 15, image=True)),
+    }
+    values = {
+        "train_yaml": corpora,
+        "val_yaml": corpora,
+        "txt_backbone": str(bert),
+        "fusion_encoder": str(bert),
+        "txt_backbone_rand_init": True,
+        "fusion_encoder_rand_init": True,
+        "vis_backbone_size": "demo",
+        "vis_backbone_init": "random",
+        "size_img": 64,
+        "size_frame": 2,
+        "size_txt": 10,
+        "size_batch": 2,
+        "size_epoch": epochs,
+        "mvm_target": ["pixel", "hog"],
+        "lr": 1e-3,
+        "n_workers": 1,
+        "logging_steps": 3,
+        "save_minutes": 0.005,
+        "device": "cpu",
+    }
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder / "config.json"
+
+
+def start(config: Path, output: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """One life of the run, all its processes."""
+    command = [sys.executable, "main_pretrain_yaml.py", "--config", str(config), "--resume", "auto"]
+    command += ["--path_output", str(output)]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    lives = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with (output.parent / f"{output.name}_{rank}.txt").open("ab") as log:
+            lives.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return lives
+
+
+def rows(output: Path, file: str) -> list[dict[str, float]]:
+    """The whole lines of a file of the only run there."""
+    (folder,) = output.glob("_*")
+    path = folder / file
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def reached(output: Path, moment: str, steps: int) -> bool:
+    """Whether the run is at that moment, as its files tell."""
+    if moment == "save":
+        return any(output.glob("_*/.last.pt.*"))
+    if not any(output.glob("_*")):
+        return False
+    done = [row["step"] for row in rows(output, "metrics.jsonl")]
+    evaluated = [row["step"] for row in rows(output, "eval.jsonl")]
+    at_end = bool(done) and done[-1] % steps == 0 and done[-1] not in evaluated
+    return at_end if moment == "evaluation" else not at_end
+
+
+def kill(output: Path, lives: list[subprocess.Popen[bytes]], moment: str, steps: int) -> str:
+    """Wait for the moment once the run is under way, SIGKILL it; returns the moment that was hit."""
+    (folder,) = list(output.glob("_*")) or [output]
+    log = folder / "log.txt"
+    size = log.stat().st_size if log.exists() else 0
+    while lives[0].poll() is None and (not log.exists() or b"state:" not in log.read_bytes()[size:]):
+        time.sleep(0.05)  # not yet training
+        (folder,) = list(output.glob("_*")) or [output]
+        log = folder / "log.txt"
+    time.sleep(random.uniform(0, 0.6))
+    until = time.monotonic() + 20
+    while lives[0].poll() is None and not reached(output, moment, steps) and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05) if moment != "save" else 0)
+    if lives[0].poll() is not None:
+        return "ended"
+    evaluating = reached(output, "evaluation", steps)
+    for life in lives:
+        life.send_signal(signal.SIGKILL)
+    for life in lives:
+        life.wait()
+    if any(output.glob("_*/.last.pt.*")):
+        return "save"
+    return "evaluation" if evaluating else "step"
+
+
+def difference(straight: Path, pieces: Path, file: str) -> float:
+    """The largest difference of a figure that is no clock's; the rows must be the same ones."""
+    largest = 0.0
+    for one, other in zip(rows(straight, file), rows(pieces, file), strict=True):
+        assert one.keys() - set(CLOCK) == other.keys() - set(CLOCK)
+        assert one["step"] == other["step"]
+        largest = max([largest, *(abs(one[name] - other[name]) for name in one if name not in CLOCK)])
+    return largest
+
+
+def main() -> None:
+    """Run, kill, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=0, help="0: enough for the kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        config = make_config(folder, options.epochs or 3 * options.kills)
+        straight, pieces = folder / "straight", folder / "pieces"
+        for path in (straight, pieces):
+            path.mkdir()
+        began = time.monotonic()
+        codes = [life.wait() for life in start(config, straight, options.processes)]
+        assert codes == [0] * options.processes, (folder / "straight_0.txt").read_text()[-3000:]
+        seconds = time.monotonic() - began
+        steps = int(rows(straight, "eval.jsonl")[0]["step"])
+        hit: Counter[str] = Counter()
+        while hit.total() < options.kills:
+            wanted = MOMENTS[hit.total() % len(MOMENTS)]
+            lives = start(config, pieces, options.processes)
+            hit[kill(pieces, lives, wanted, steps)] += 1
+            if hit["ended"]:
+                break
+        codes = [life.wait() for life in start(config, pieces, options.processes)] if not hit["ended"] else []
+        assert not any(codes), (folder / "pieces_0.txt").read_text()[-3000:]
+        largest = {file: difference(straight, pieces, file) for file in ("metrics.jsonl", "eval.jsonl")}
+        last = rows(straight, "metrics.jsonl")[-1]["step"]
+        found = ", ".join(
+            f"{number} in {'a ' if m != 'evaluation' else 'an '}{m}" for m, number in hit.items()
+        )
+        print(
+            f"{options.processes} process(es), {last} steps ({seconds:.0f} s in one piece), "
+            f"{hit.total()} SIGKILLs: {found}; largest difference of a logged figure {largest}"
+        )
+
+
+if __name__ == "__main__":
+    main()

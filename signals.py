@@ -1,0 +1,62 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 of a scheduler, Ctrl-C of a user."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from lib import log
+
+OBEYED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stop:
+    """Whether a signal has asked this process to stop. A second Ctrl-C stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.interrupted = 0.0  # when Ctrl-C was pressed first
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        now = time.monotonic()
+        # the terminal and torchrun both pass on one Ctrl-C
+        if number == signal.SIGINT and self.interrupted and now - self.interrupted > 1:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and not self.interrupted:
+            self.interrupted = now
+        if not self.asked:
+            name = signal.Signals(number).name
+            again = "; once more stops at once" if number == signal.SIGINT else ""
+            log.warning("%s: stopping after this step, the state saved%s", name, again)
+        self.asked = True
+
+
+@contextlib.contextmanager
+def obeyed() -> Iterator[Stop]:
+    """The signals are taken note of inside, and have their former effect afterwards."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.receive) for number in OBEYED}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignored(_: int = 0) -> None:
+    """For loader workers: what is sent to all processes of a job is for their parent, who ends them."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -1,0 +1,231 @@
+"""However processes share a training, its parameters are those of one process."""
+
+import functools
+import os
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SWIN, tiny_bert
+from test_agent import SPECIAL, agent_of, free_port, part
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from agent import compile_encoders
+from lib import Config, UserError, World, distributed
+from masking import mask_batch
+from model import PretrainModel, Violet
+from parallel import choose_parallel, choose_precision, joined
+from qa import ChoiceModel
+from resume import load_model, load_optimizer, optimizer_state, whole
+from video_swin import Size
+
+ALONE = World(torch.device("cpu"))
+WAYS = {
+    "ddp": {},
+    "ddp, accumulated": {"accumulate": 2},
+    "zero1": {"parallel": "zero1"},
+    "fsdp": {"parallel": "fsdp"},
+    "fsdp, accumulated, activation checkpointing": {
+        "parallel": "fsdp",
+        "accumulate": 2,
+        "use_checkpoint": True,
+    },
+}
+
+
+def pretrain_batch(size: int = 8) -> dict:
+    """Every quarter hides as many words and patches: an accumulated gradient is the mean of its parts'.
+
+    Negatives are within a quarter, which is what a process can see of them.
+    """
+    generator = torch.Generator().manual_seed(3)
+    txt = torch.randint(5, 128, (size, 8), generator=generator)
+    txt[:, 0], txt[:, 7] = 2, 3
+    batch = {
+        "img": torch.randn(size, 2, 3, 32, 32, generator=generator, dtype=torch.double),
+        "txt": txt,
+        "mask": torch.ones_like(txt),
+        "valid": torch.ones(size, dtype=torch.bool),
+    }
+    quarter = part(batch, list(range(size // 4)))
+    masked = mask_batch(quarter, ["rm"], 0.6, SPECIAL, 32, generator)
+    mask, positions, hidden = (
+        torch.cat([tensor] * 4)
+        for tensor in (masked["mvm_mask"], masked["positions"], masked["ans_mlm"] >= 0)
+    )
+    assert mask.any() and hidden.any()
+    shown = (mask == 0)[:, :, None].repeat_interleave(32, 3).repeat_interleave(32, 4)
+    other = [(i + 1) % (size // 4) for i in range(size // 4)] * 4
+    return {
+        **batch,
+        "masked_img": batch["img"] * shown,
+        "masked_txt": txt.masked_fill(hidden, SPECIAL.mask),
+        "ans_mlm": txt.masked_fill(~hidden, -1),
+        "mvm_mask": mask,
+        "positions": positions,
+        "negatives": torch.tensor([n + i - i % (size // 4) for i, n in enumerate(other)])[:, None],
+        "id": [str(i) for i in range(size)],
+    }
+
+
+def question_batch(size: int = 8) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    txt = torch.randint(5, 128, (size, 3, 8), generator=generator)
+    return {
+        "img": torch.randn(size, 2, 3, 32, 32, generator=generator, dtype=torch.double),
+        "txt": txt,
+        "mask": torch.ones_like(txt),
+        "answer": torch.arange(size) % 3,
+        "valid": torch.ones(size, dtype=torch.bool),
+        "id": [str(i) for i in range(size)],
+    }
+
+
+def shares(batch: dict, rank: int, processes: int, accumulate: int) -> list[dict]:
+    """A process's batches of a step."""
+    size = len(batch["id"]) // processes // accumulate
+    starts = [(rank * accumulate + number) * size for number in range(accumulate)]
+    parts = [part(batch, list(range(start, start + size))) for start in starts]
+    return [
+        {**p, "negatives": p["negatives"] - start} if "negatives" in p else p
+        for p, start in zip(parts, starts, strict=True)
+    ]
+
+
+def make(kind: str, use_checkpoint: bool) -> nn.Module:
+    """In double precision: Adam makes a step of its own out of a rounding error where a gradient is zero."""
+    arguments = (tiny_bert(), tiny_bert(), SWIN)
+    if kind == "questions":
+        return ChoiceModel(*arguments, use_checkpoint=use_checkpoint).double()
+    model = PretrainModel(*arguments, targets=["pixel", "hog"], use_checkpoint=use_checkpoint)
+    return model.double()
+
+
+def five_steps(folder: Path, world: World, kind: str, values: dict) -> dict[str, dict]:
+    """The gradients of the first step, and the parameters after the fifth, shards joined."""
+    torch.manual_seed(world.rank)  # the processes begin with the parameters of the first
+    agent = agent_of(folder, make(kind, values.get("use_checkpoint", False)), world, **values)
+    batch = question_batch() if kind == "questions" else pretrain_batch()
+    batches = shares(batch, world.rank, world.size, agent.config.accumulate)
+    named = dict(agent.model.named_parameters())
+    for agent.step in range(1, 6):
+        agent.set_rates()
+        agent.train_step(batches)
+        if agent.step == 1:
+            gradients = {name: joint(p.grad) for name, p in named.items() if p.grad is not None}
+    return {"gradients": gradients, "parameters": {name: joint(p.detach()) for name, p in named.items()}}
+
+
+def joint(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, its shards joined."""
+    return tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def on_two_processes(work) -> None:
+    """Do `work(world)` on two processes that begin with all that this one has imported."""
+    port, children = free_port(), []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            with distributed(Config(device="cpu")) as world:
+                work(world)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize(("kind", "ways"), [("pretrain", list(WAYS)), ("questions", ["ddp", "fsdp"])])
+def test_two_processes_train_as_one_whatever_they_share(tmp_path, kind, ways):
+    def work(world):
+        found = {way: five_steps(tmp_path, world, kind, WAYS[way]) for way in ways}
+        if world.is_main:
+            torch.save(found, tmp_path / "two.pt")
+
+    on_two_processes(work)
+    alone = five_steps(tmp_path, ALONE, kind, {})
+    found = torch.load(tmp_path / "two.pt", weights_only=True)
+    if kind == "pretrain":
+        found["accumulated"] = five_steps(tmp_path, ALONE, kind, {"accumulate": 4})
+        found["activation checkpointing"] = five_steps(tmp_path, ALONE, kind, {"use_checkpoint": True})
+    for way, values in found.items():
+        for what, wanted in alone.items():
+            assert values[what].keys() == wanted.keys()
+            for name, tensor in wanted.items():
+                close = torch.allclose(values[what][name], tensor, rtol=1e-5, atol=1e-6)
+                assert close, f"{way}, {what}: {name}"
+
+
+@pytest.mark.parametrize("kinds", [("fsdp", "zero1"), ("zero1", "ddp")])
+def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds):
+    """What one way saved another goes on from, evaluation between them."""
+
+    def work(world):
+        wanted = five_steps(tmp_path, world, "pretrain", {})["parameters"]
+        torch.manual_seed(world.rank)
+        first, second = (agent_of(tmp_path, make("pretrain", False), world, parallel=kind) for kind in kinds)
+        batches = shares(pretrain_batch(), world.rank, world.size, 1)
+        model, moments = {}, {}
+        for number, agent in enumerate((first, second)):
+            if number:
+                load_model(agent.model, model)
+                load_optimizer(agent.optimizer, moments)
+            for agent.step in (range(1, 4), range(4, 6))[number]:
+                agent.model.train()
+                agent.set_rates()
+                agent.train_step(batches)
+            with joined(agent.model), torch.inference_mode():
+                for _ in range(1 + world.rank):  # as many batches as a process has
+                    agent.model.eval()(batches[0])
+            state = (
+                whole(agent.model.state_dict(), world.is_main),
+                optimizer_state(agent.optimizer, world.is_main),
+            )
+            model, moments = world.gather(state)[0]
+        for name, tensor in wanted.items():
+            assert torch.allclose(model[name], tensor, rtol=1e-5, atol=1e-6), name
+
+    on_two_processes(work)
+
+
+def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch):
+    config, two = Config(deepspeed=True), World(torch.device("cpu"), 0, 2)
+    assert (choose_precision(config, two.device), choose_parallel(config, two)) == ("bf16", "zero1")
+    assert choose_parallel(config, ALONE) == "none"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert choose_precision(config, torch.device("cuda")) == "fp16"
+    assert choose_precision(Config(deepspeed=True, amp="bf16"), torch.device("cuda")) == "bf16"
+    assert choose_precision(Config(), two.device) == "off"
+    with pytest.raises(UserError, match="set amp to bf16"):
+        choose_parallel(Config(parallel="fsdp", amp="fp16"), two)
+
+
+def test_the_encoders_compile_in_whole_graphs_and_give_the_same(monkeypatch):
+    """To the compiler's front end, where graphs break; what it generates of them takes minutes."""
+    monkeypatch.setattr(
+        nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
+    )
+    swin = Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.1)  # one shifted block among them
+    plain, compiled = (Violet(tiny_bert(), tiny_bert(), swin, max_patches=4).eval() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compile_encoders(compiled)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    img, txt = torch.randn(2, 3, 3, 16, 16), torch.randint(5, 128, (2, 6))
+    positions = torch.tensor([[0, 3], [5, 51]])
+    found = []
+    for model in (plain, compiled):
+        video, text = model.encode(img, txt, torch.ones_like(txt))
+        output = model.fuse(video, text, torch.ones_like(txt), positions)
+        output.sum().backward()
+        found.append((output, model.enc_img.emb_cls.grad))
+    torch.testing.assert_close(found[1], found[0])
