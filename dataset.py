@@ -122,20 +122,35 @@ class Transform:
         return image.resize(frame, [self.size, self.size], antialias=True)
 
 
-def read_clip(
-    fields: Sequence[bytes], size_frame: int, transform: Transform, random: np.random.Generator | None
-) -> Tensor:
-    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded."""
+def stored_frames(fields: Sequence[bytes]) -> Sequence[bytes]:
+    """The frames among the fields of a row, as they are stored; raises `BadRow` where there are none."""
     # downstream rows have one more field before the frames, which is no base64
     extra = len(fields) > 2 and not BASE64.match(fields[1])
     stored = fields[2:] if extra else fields[1:]
     if not stored:
         raise BadRow("it has no frames")
+    return stored
+
+
+def read_clip(
+    fields: Sequence[bytes], size_frame: int, transform: Transform, random: np.random.Generator | None
+) -> Tensor:
+    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded."""
+    stored = stored_frames(fields)
     if random is None:
         picked = even_frames(len(stored), size_frame)
     else:
         picked = random_frames(len(stored), size_frame, random)
     return transform([decode_frame(stored[i], int(i)) for i in picked], random)
+
+
+def read_clips(fields: Sequence[bytes], size_frame: int, transform: Transform) -> Tensor:
+    """Multi-clip testing: the fields of a row -> (clips, T, 3, size, size); a frame is decoded once."""
+    stored = stored_frames(fields)
+    clips = every_clip(len(stored), size_frame)
+    numbers = np.unique(clips)
+    frames = transform([decode_frame(stored[i], int(i)) for i in numbers], None)
+    return frames[torch.from_numpy(np.searchsorted(numbers, clips))]
 
 
 class Tokens:
