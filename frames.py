@@ -113,11 +113,14 @@ class Linked:
         return [torch.from_numpy(pictures[self.times[number]]).permute(2, 0, 1) for number in numbers]
 
 
-def row_frames(fields: Sequence[bytes], folder: Path) -> Stored | Linked:
+Frames = Stored | Linked
+
+
+def row_frames(fields: Sequence[bytes], folder: Path) -> Frames:
     """The frames of a row of a TSV in `folder`; raises `BadRow` if it has none."""
     times = fields[2] if len(fields) == 3 else None
     if len(fields) in (2, 3) and FILE.fullmatch(fields[1]) and (times is None or times.startswith(b"[")):
-        frames: Stored | Linked = Linked(folder / os.fsdecode(fields[1]), times)
+        frames: Frames = Linked(folder / os.fsdecode(fields[1]), times)
     else:
         # downstream rows have one more field before the frames, which is no base64
         extra = len(fields) > 2 and not BASE64.match(fields[1])
@@ -144,6 +147,17 @@ def read_clip(
     else:
         picked = random_frames(len(frames), size_frame, random)
     return transform(frames.read(picked.tolist()), random)
+
+
+def read_clips(
+    fields: Sequence[bytes], size_frame: int, transform: "Transform", folder: Path = Path()
+) -> Tensor:
+    """Multi-clip testing: the fields of a row -> (clips, T, 3, size, size); a frame is decoded once."""
+    frames = row_frames(fields, folder)
+    clips = every_clip(len(frames), size_frame)
+    numbers = np.unique(clips)
+    pictures = transform(frames.read(numbers.tolist()), None)
+    return pictures[torch.from_numpy(np.searchsorted(numbers, clips))]
 
 
 # ------------------------------------------------------------------------------------------- transforms

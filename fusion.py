@@ -53,6 +53,10 @@ class FusionLayer(nn.Module):
         seen = attention(
             self.project("query", at), self.project("key", x), self.project("value", x), mask, dropout
         )
+        return self.finish(at, seen)
+
+    def finish(self, at: Tensor, seen: Tensor) -> Tensor:
+        """What follows attention: at (B, K, D), what it saw (B, heads, K, D / heads) -> (B, K, D)."""
         output: Any = self.attention["output"]
         at = output["LayerNorm"](at + self.dropout(output["dense"](rearrange(seen, "b h l d -> b l (h d)"))))
         inner = F.gelu(self.intermediate["dense"](at))

@@ -135,6 +135,12 @@ class Config:
     """add the task's embedding"""
     multi_clip_testing: bool = False
     """average the video tokens of every clip of a video"""
+    pair_batch: NonNegativeInt = 0
+    """video-text pairs fused at a time in retrieval; 0: training all, evaluation what fits"""
+    gather_negatives: bool = False
+    """in training, pair every video and text with those of all processes"""
+    resume_scores: bool = True
+    """in evaluation, go on from the scores that an interrupted run left"""
 
     # -- the input
     size_img: PositiveInt = 224

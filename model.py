@@ -4,6 +4,7 @@ Shapes: B clips, T frames, h x w patches of a frame, X text tokens, D the width,
 Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc, fc_mtm, decoder_*.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from checkpoint import load_checkpoint
 from fusion import FusionEncoder, initialise_bert, put, visible
 from lib import Config, Mean, UserError, log
 from mvm_targets import make_targets, name_heads
@@ -398,6 +400,25 @@ def load_encoders(model: Violet, config: Config) -> None:
         model.enc_txt.emb_txt.load_state_dict(source.state_dict())
         if isinstance(head := getattr(model, "fc_mtm", None), MlmHead):
             head.load_state_dict(masked_lm.cls.state_dict())
+
+
+def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
+    """Give a task's model the checkpoint's weights, or else the encoders' published ones.
+
+    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained.
+    """
+    fresh = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in heads}
+    if config.path_ckpt:
+        load_checkpoint(model, config.path_ckpt)
+    else:
+        load_encoders(model, config)
+    if config.reinit_head:
+        for name, state in fresh.items():
+            model.get_submodule(name).load_state_dict(state)
+            log.info("reinit_head: %s starts anew", name)
+    if config.freeze_violet:
+        for part in (model.enc_img, model.enc_txt, model.trsfr):
+            part.requires_grad_(False)
 
 
 def read_bert(name: str) -> BertForMaskedLM:

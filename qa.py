@@ -3,7 +3,6 @@
 Shapes: B questions, O options, X text tokens, V video tokens, D the width.
 """
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,11 +14,10 @@ from torch.nn import functional as F
 from transformers import BertConfig
 
 from agent import Agent
-from checkpoint import load_checkpoint
 from dataset import Loader, Tokens
-from lib import Config, Mean, World, log
+from lib import Config, Mean, World
 from metrics import accuracy
-from model import Batch, MlmHead, Output, Violet, encoder_arguments, load_encoders, matching_head
+from model import Batch, MlmHead, Output, Violet, encoder_arguments, matching_head, start
 from questions import describe
 from video_swin import Size
 
@@ -34,22 +32,8 @@ class QuestionModel(Violet):
     heads: ClassVar[tuple[str, ...]] = ()
 
     def load(self, config: Config) -> None:
-        """Give it the checkpoint's weights, or else the encoders' published ones.
-
-        `reinit_head` then starts the head anew, `freeze_violet` leaves it alone to be trained.
-        """
-        fresh = {name: copy.deepcopy(self.get_submodule(name).state_dict()) for name in self.heads}
-        if config.path_ckpt:
-            load_checkpoint(self, config.path_ckpt)
-        else:
-            load_encoders(self, config)
-        if config.reinit_head:
-            for name, state in fresh.items():
-                self.get_submodule(name).load_state_dict(state)
-                log.info("reinit_head: %s starts anew", name)
-        if config.freeze_violet:
-            for part in (self.enc_img, self.enc_txt, self.trsfr):
-                part.requires_grad_(False)
+        """See `model.start`."""
+        start(self, config, self.heads)
 
     def choose(self, logits: Tensor, batch: Batch, among: Sequence[int] = ()) -> Output:
         """The loss of picking `answer` (B,) of the batch, -1 = none, by `logits` (B, picks), and the best.

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dataset import Batches, Loader, Mixture, Tokens
+from dataset import Batches, Corpus, Loader, Mixture, Tokens
 from frames import Transform, read_clip
 from lib import Config, UserError, World, log
 from model import Batch, Output
@@ -290,7 +290,7 @@ def question_loaders(
             mask_pos=config.mask_pos,
             use_prompt=config.enable_prompt,
         )
-        loaders[split] = split_loader(config, world, questions)
+        loaders[split] = split_loader(config, world, split, questions)
     return loaders
 
 
@@ -313,9 +313,9 @@ def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item
     return splits
 
 
-def split_loader(config: Config, world: World, questions: Questions) -> Loader:
+def split_loader(config: Config, world: World, split: str, questions: Corpus) -> Loader:
     """The loader of one split, whose name is also that of the corpus in its batches."""
-    split, train = questions.split, questions.split == "train"
+    train = split == "train"
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size)
     mixture = Mixture({split: questions}, config.seed, train)

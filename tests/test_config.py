@@ -41,11 +41,12 @@ def test_every_published_config_loads_as_it_is(tmp_path, name):
 
 TASKS = ["msrvtt-mc", "lsmdc-mc", "tgif-action", "tgif-transition"]
 TASKS += ["tgif-frame", "msrvtt-qa", "msvd-qa", "lsmdc-fib"]
+TASKS += ["msrvtt-retrieval", "didemo-retrieval", "lsmdc-retrieval"]
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("folder", ["", "_best/"])
-def test_our_configs_of_questions_are_the_published_ones(task, folder):
+def test_our_configs_of_tasks_are_the_published_ones(task, folder):
     """With paths here, and of the two TGIF tasks the transform that ran (Deviation 6)."""
     values = dict(PUBLISHED["configs"][f"args_{task}.json"])
     values |= PUBLISHED["best_differs"][f"_best/args_{task}.json"] if folder else {}

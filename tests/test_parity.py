@@ -19,6 +19,8 @@ from hog import hog_picture
 from model import PretrainModel
 from mvm_targets import make_targets
 from qa import ChoiceModel, MaskModel
+from retrieval import RetrievalModel
+from scoring import PairScorer, all_pairs
 from video_swin import Size, VideoSwin
 
 PATH = Path(os.environ.get("PARITY_NPZ", Path(__file__).parent / "fixtures" / "original.npz"))
@@ -182,6 +184,35 @@ def test_open_ended_questions(mask_model):
     txt, mask = expected("input/oe_txt"), expected("input/oe_mask")
     place = (txt == 103).long().argmax(dim=1)
     assert_close(mask_model.logits(seeded("img"), txt, mask, place), "qaoe/logits_at_mask")
+
+
+@pytest.fixture(scope="module")
+def retrieval_model() -> RetrievalModel:
+    bert = bert_of("pretrain")
+    return fill(RetrievalModel(bert, bert, swin_size())).eval()
+
+
+@torch.inference_mode()
+def test_retrieval(retrieval_model):
+    txt, mask = expected("input/txt"), expected("input/mask")
+    video, text = retrieval_model.encode(seeded("img"), txt, mask)
+    scores = retrieval_model.scores(video, text, mask)
+    assert_close(scores, "retrieval/scores")
+    assert_close(all_pairs(PairScorer(retrieval_model), video, text, mask, pairs=2), "retrieval/scores")
+    batch = {"img": seeded("img"), "txt": txt, "mask": mask, "valid": mask[:, 0].bool()}
+    batch["video"] = torch.arange(len(txt))
+    assert_close(retrieval_model(batch).losses["match"].value, "retrieval/loss")
+
+
+@torch.inference_mode()
+def test_tokens_of_several_clips(retrieval_model):
+    clips, want = seeded("clips"), expected("retrieval/multi_clip_scores")
+    txt, mask = (expected(f"input/{part}")[: len(want)] for part in ("txt", "mask"))
+    for at_once in (1, 4, 100):
+        video = retrieval_model.average(clips, at_once)
+        assert_close(video, "retrieval/multi_clip_feat")
+    scores = all_pairs(PairScorer(retrieval_model), video, retrieval_model.enc_txt(txt, mask), mask, pairs=3)
+    assert_close(scores.diagonal(), "retrieval/multi_clip_scores")
 
 
 @torch.inference_mode()

@@ -350,7 +350,8 @@ def test_a_script_trains_evaluates_and_keeps_the_best(monkeypatch, arguments, ki
         assert row["right"] == (row["best"][0]["answer"] == row["answer"])
     assert ("test_acc_5" in evaluation) == (kind in ("open", "fib"))
     assert ("test_acc_type_what" in evaluation) == (kind == "open")
-    assert {p.name for p in folder.glob("ckpt*.pt")} == {f"ckpt_violet_asked_{n}.pt" for n in ("best", "last")}
+    kept = {f"ckpt_violet_asked_{name}.pt" for name in ("best", "last")}
+    assert {path.name for path in folder.glob("ckpt*.pt")} == kept
     assert json.loads((folder / "best.json").read_text())["epoch"] == 1
 
 

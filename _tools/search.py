@@ -1,0 +1,233 @@
+"""Words -> the best videos of a folder or of a frames TSV, by a checkpoint of retrieval.
+
+    python _tools/search.py VIDEOS "a man talks to the camera" --checkpoint _snapshot/_TASK_TIME/FILE.pt
+    python _tools/search.py _data/img_msrvtt.tsv "a dog runs" "a red car" --checkpoint ... --html found.html
+
+The config is the `args.json` beside the checkpoint (`--config` names another, `--KEY VALUE` overrides one of
+its keys). Videos are encoded once: their features stay beside them, in VIDEOS/features.violet.safetensors or
+NAME.features.violet.safetensors, and only what is new or has changed is encoded again. `--html` writes a page
+whose videos play. In under a minute on a laptop, after `make demo`:
+
+    python _tools/search.py _data/demo/test "a red star turns" --checkpoint CHECKPOINT
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import html
+import json
+import os
+import sys
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from clips import Item, Sampling, read_video
+from make_tsv import KINDS
+
+from dataset import Tokens
+from evaluation import encode_texts, token_rows
+from frames import Frames, Stored, Transform, even_frames, row_frames
+from lib import Config, UserError, atomic_path, choose_device, load_config
+from pages import article, figure, strip, write_page
+from retrieval import RetrievalModel
+from scoring import PairScorer, all_pairs, pairs_at_once
+from tsv import BadRow, Videos
+
+DECIDES = ("size_img", "size_frame", "img_transform")  # of features
+Features = dict[str, Tensor]  # video tokens (V, D) by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Videos to search: how each is read, and by what its change is noticed."""
+
+    path: Path
+    stamps: dict[str, str]
+    """by name; a video of another stamp is another video"""
+    frames: Callable[[str], Frames]
+    """raises `BadRow`"""
+    is_folder: bool
+
+    @property
+    def features(self) -> Path:
+        """Where features are kept."""
+        if self.is_folder:
+            return self.path / "features.violet.safetensors"
+        return self.path.with_suffix(".features.violet.safetensors")
+
+
+def open_source(path: Path, config: Config) -> Source:
+    """A folder of video files, searched through, or a frames TSV."""
+    if path.is_dir():
+        files = {
+            str(file.relative_to(path)): file
+            for file in sorted(path.rglob("*"))
+            if KINDS.get(file.suffix.lower()) == "video"
+        }
+        if not files:
+            raise UserError(f"{path}: no video file in it.")
+        sampling = Sampling(frames=config.size_frame, size=2 * config.size_img)
+
+        def read(name: str) -> Frames:
+            try:
+                return Stored(read_video(Item(name, (), files[name], "video"), sampling).frames)
+            except Exception as error:  # decoders raise many kinds, and one file does not stop the others
+                raise BadRow(f"{files[name]} cannot be read as a video: {error}") from error
+
+        stamps = {name: f"{file.stat().st_size} {file.stat().st_mtime_ns}" for name, file in files.items()}
+        return Source(path, stamps, read, is_folder=True)
+    videos = Videos(path)
+    stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+
+    def row(name: str) -> Frames:
+        return row_frames(videos[name], path.parent)
+
+    return Source(path, dict.fromkeys(videos.rows, stamp), row, is_folder=False)
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+def maker(config: Config, checkpoint: Path) -> str:
+    """What features follow from besides the videos: the checkpoint and the settings, in 16 digits."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps([getattr(config, key) for key in DECIDES]).encode())
+    return digest.hexdigest()[:16]
+
+
+def load_features(source: Source, made_by: str) -> Features:
+    """The features that are there and fit; none of another checkpoint's."""
+    try:
+        with safe_open(source.features, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("made_by") != made_by:
+                return {}
+            stamps = json.loads(about["stamps"])
+            fitting = [name for name, stamp in stamps.items() if source.stamps.get(name) == stamp]
+            return {name: file.get_tensor(name) for name in fitting}
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}  # none yet, or a file that is damaged: it is written anew
+
+
+def save_features(source: Source, made_by: str, features: Features) -> None:
+    """Keep features beside the videos; where nothing can be written, say so."""
+    about = {"made_by": made_by, "stamps": json.dumps({name: source.stamps[name] for name in features})}
+    try:
+        with atomic_path(source.features) as temporary:
+            save_file(features, temporary, about)
+    except OSError as error:
+        print(f"{source.features} cannot be written ({error}): features are not kept.", file=sys.stderr)
+
+
+@torch.inference_mode()
+def encode(model: RetrievalModel, config: Config, source: Source, device: torch.device) -> Features:
+    """The features of every video that can be read; those that are not known yet are made and kept."""
+    made_by = maker(config, Path(config.path_ckpt))
+    features = load_features(source, made_by)
+    new = [name for name in source.stamps if name not in features]
+    transform = Transform(config.img_transform, config.size_img)
+    for name in tqdm(new, "encoding", unit="video", disable=None if new else True):
+        try:
+            frames = source.frames(name)
+            clip = transform(frames.read(even_frames(len(frames), config.size_frame).tolist()), None)
+        except BadRow as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        features[name] = model.enc_img(clip[None].to(device))[0].float().cpu()
+    if not features:
+        raise UserError(f"{source.path}: not one video in it can be read.")
+    if new:
+        save_features(source, made_by, features)
+    return {name: features[name] for name in source.stamps if name in features}
+
+
+# -------------------------------------------------------------------------------------------------- search
+
+
+@torch.inference_mode()
+def search(
+    model: RetrievalModel, tokens: Tokens, features: Features, texts: list[str], device: torch.device
+) -> list[list[tuple[str, float]]]:
+    """For each text all videos with their scores, the best first. All must have as many tokens."""
+    txt, mask = token_rows(tokens, texts)
+    text = encode_texts(model, txt, mask, device)
+    length = next(iter(features.values())).shape[0] + txt.shape[1]
+    pairs = pairs_at_once(model, length, torch.float32, device)
+    scorer, names, scores = PairScorer(model), list(features), []
+    for start in range(0, len(names), pairs):  # few at a time on the device
+        video = torch.stack([features[name] for name in names[start : start + pairs]]).to(device)
+        scores.append(all_pairs(scorer, video, text, mask.to(device), pairs).cpu())
+    found = torch.cat(scores).T
+    return [
+        [(names[i], float(row[i])) for i in row.argsort(descending=True, stable=True).tolist()]
+        for row in found
+    ]
+
+
+def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[str, float]]]) -> None:
+    """A page of thumbnails; those of files play."""
+
+    def media(name: str) -> str:
+        picture = strip(source.frames(name), count=1, height=180)
+        if not source.is_folder:
+            return f'<img alt="a frame of {html.escape(name)}" src="{picture}">'
+        place = os.path.relpath(source.path / name, path.resolve().parent)
+        return (
+            f'<video controls muted loop playsinline preload="none" poster="{picture}" '
+            f'src="{urllib.parse.quote(place)}"></video>'
+        )
+
+    parts = [
+        article(
+            text,
+            [figure(media(name), f"{i}. {name} ({score:.2f})") for i, (name, score) in enumerate(best, 1)],
+        )
+        for text, best in zip(texts, found, strict=True)
+    ]
+    write_page(path, f"Search in {source.path.name}", parts)
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of this program, and the config's keys that are overridden."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("videos", type=Path, help="a folder of video files, or a frames TSV")
+    parser.add_argument("text", nargs="+", help="what is looked for; each text is a search of its own")
+    parser.add_argument("--checkpoint", required=True, help="state dict of a retrieval run")
+    parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
+    parser.add_argument("--top", type=int, default=5, help="videos that are named (default: 5)")
+    parser.add_argument("--html", type=Path, help="page to write")
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Encode what is new, search, tell."""
+    options, keys = parse(arguments)
+    beside = Path(options.checkpoint).parent / "args.json"
+    config = load_config("retrieval", ["--config", options.config or str(beside), *keys])
+    config = dataclasses.replace(config, path_ckpt=options.checkpoint)
+    source = open_source(options.videos, config)
+    tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+    device = choose_device(config.device)
+    model = RetrievalModel.from_config(config).to(device).eval()
+    features = encode(model, config, source, device)
+    found = [best[: options.top] for best in search(model, tokens, features, options.text, device)]
+    for text, best in zip(options.text, found, strict=True):
+        print(f"\n{text}")
+        for place, (name, score) in enumerate(best, 1):
+            print(f"{place:3}  {score:8.3f}  {name}")
+    if options.html:
+        page(options.html, source, options.text, found)
+        print(f"\n{options.html}")
+
+
+if __name__ == "__main__":
+    main()
