@@ -100,9 +100,10 @@ def share(values: Any) -> float:
 
 
 def task_table(rows: dict[str, dict[str, float]]) -> str:
-    """A line per task and figure; the columns are those of the first row."""
+    """A line per task; the columns are those of the first row."""
     columns = list(next(iter(rows.values())))
     lines = [f"{'':28}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
     for label, figures in rows.items():
-        lines.append(f"{label:28}" + "".join(f"{figures[name]:18.1%}" for name in columns))
+        cells = (f"{figures[name]:18.1%}" if name in figures else f"{'':18}" for name in columns)
+        lines.append(f"{label:28}" + "".join(cells))
     return "\n".join(lines)

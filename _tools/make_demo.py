@@ -13,7 +13,8 @@ Under --output:
     demo.json           what is finished; a set that is finished with the same settings is not drawn again
 
 train, val and test share no description (the set of their objects' size, colour, shape and behaviour), and
-no two clips of val or of test do. names and names_val show one object each, to teach a video encoder to name it.
+no two clips of val or of test do. names and names_val show one object each, to teach a video encoder to name
+it.
 """
 
 import argparse

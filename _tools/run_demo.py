@@ -1,4 +1,4 @@
-"""The whole way from video files to a VIOLET that answers questions, on a world that is generated first.
+"""The whole way from video files to a VIOLET that answers questions and finds videos, on a generated world.
 
     python _tools/run_demo.py
 
@@ -30,9 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
 TASKS = {  # of _args/TASK.json: its script, what it asks
     "demo-qa": ("main_qaoe_tsv_mlm_head.py", "open-ended questions"),
-    "demo-action": ("main_qamc_tsv_mlm_gen_ans_idx.py", "five options"),
+    "demo-action": ("main_qamc_tsv.py", "five options"),
     "demo-fib": ("main_qaoe_tsv_lsmdc_fib.py", "fill in the blank"),
+    "demo-retrieval": ("main_retrieval_tsv.py", "text-to-video retrieval"),
 }
+RECALL = ("r1", "r5", "r10")
 QUICK = {"train": 64, "val": 16, "test": 16, "names": 128, "names_val": 32}
 STEPS = ["--max_steps", "4"]  # of each training, if quick
 
@@ -63,6 +65,7 @@ def prepare(data: Path, backbone: Path, quick: bool) -> dict[str, float]:
         arguments = ["--output", str(data), "--name", name, "--frames", str(frames), *redrawn]
         seconds["TSV files"] += run("_tools/make_tsv.py", f"{data / name}.csv", *arguments)
     seconds["questions"] = run("_tools/demo_questions.py", "--data", str(data))
+    seconds["questions"] += run("_tools/demo_retrieval.py", "--data", str(data))
     steps = ["--steps", "5"] if quick else []
     arguments = ["--data", str(data), "--output", str(backbone), *steps]
     seconds["video encoder"] = run("_tools/make_backbone.py", *arguments)
@@ -96,12 +99,38 @@ def pretrain(data: Path, backbone: Path, given: Sequence[str]) -> tuple[Path, li
 def fine_tune(task: str, data: Path, checkpoint: str, given: Sequence[str]) -> tuple[dict[str, float], float]:
     """Train a task from a checkpoint, or, if "", from the video encoder.
 
-    Returns the best epoch's figures and the seconds.
+    Returns the best epoch's figures, of retrieval those of ranking, and the seconds.
     """
-    arguments = ["--config", f"_args/{task}.json", "--data_dir", str(data), "--path_ckpt", checkpoint, *given]
-    seconds = run(TASKS[task][0], *arguments)
-    folder = newest(Path(given[given.index("--path_output") + 1]), task)
-    return json.loads((folder / "best.json").read_text()), seconds
+    output = Path(given[given.index("--path_output") + 1])
+    arguments = ["--config", f"_args/{task}.json", "--data_dir", str(data), *given]
+    seconds = run(TASKS[task][0], *arguments, "--path_ckpt", checkpoint)
+    folder = newest(output, task)
+    if task != "demo-retrieval":
+        return json.loads((folder / "best.json").read_text()), seconds
+    best = str(folder / f"ckpt_violet_{task}_best.pt")
+    seconds += run("eval_retrieval_tsv.py", *arguments, "--path_ckpt", best)
+    return json.loads((newest(output, task) / "eval.jsonl").read_text()), seconds
+
+
+def compare(
+    task: str, data: Path, checkpoint: str, given: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], float]:
+    """A task from pre-training and without; rows of the table of scores, and the seconds."""
+    (figures, with_it), (alone, without) = (fine_tune(task, data, start, given) for start in (checkpoint, ""))
+    label = TASKS[task][1]
+    if task == "demo-retrieval":
+        rows = {
+            f"{label}, R@{depth[1:]}": {
+                "accuracy": figures[f"t2v_{depth}"],
+                "no_pre-training": alone[f"t2v_{depth}"],
+                "chance": int(depth[1:]) / figures["videos"],
+            }
+            for depth in RECALL
+        }
+    else:
+        scores = {"accuracy": figures["test_acc"], "no_pre-training": alone["test_acc"]}
+        rows = {label: scores | question_chances(data / f"txt_{task}.json")}
+    return rows, with_it + without
 
 
 def newest(output: Path, task: str) -> Path:
@@ -109,8 +138,8 @@ def newest(output: Path, task: str) -> Path:
     return max(output.glob(f"_{task}_*"))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prepare, pre-train, fine-tune, tell."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder for the world")
     parser.add_argument(
@@ -118,40 +147,47 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=88, help="of the trainings; the world stays the same")
     parser.add_argument("--quick", action="store_true", help="a few clips and steps: shows no learning")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def tell(result: dict[str, Any], path: Path, pictures: Sequence[Path]) -> None:
+    """Write the figures to demo.json and to the console."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    seconds = result["seconds"]
+    print("\n" + "  ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    print(f"together {sum(seconds.values()) / 60:.1f} minutes\n")
+    print(pretraining_table(**result["pretraining"]))
+    print("\nOn test, trained from this pre-training:")
+    print(task_table(result["tasks"]))
+    print("\nReconstructions:", *pictures)
+    print(f"All figures: {path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepare, pre-train, fine-tune, tell."""
+    options = parse(arguments)
+    data, output = options.data, options.output
     os.chdir(ROOT)  # the commands are printed as they are typed there
-    backbone = options.output / "swin_demo.pth"
-    seconds = prepare(options.data, backbone, options.quick)
-    given = model_arguments(options.data, backbone, options.output, options.seed, options.quick)
-    checkpoint, command, seconds["pre-training"] = pretrain(options.data, backbone, given)
+    backbone = output / "swin_demo.pth"
+    seconds = prepare(data, backbone, options.quick)
+    given = model_arguments(data, backbone, output, options.seed, options.quick)
+    checkpoint, command, seconds["pre-training"] = pretrain(data, backbone, given)
     folder = checkpoint.parent
     evaluations = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    run("_tools/show_mvm.py", "--checkpoint", str(checkpoint))
+    seconds["pictures"] = run("_tools/show_mvm.py", "--checkpoint", str(checkpoint))
     chance = pretraining_chances(load_config("pretrain", command), folder)
-
     tasks: dict[str, dict[str, float]] = {}
     for task, (_, label) in TASKS.items():
-        figures, with_it = fine_tune(task, options.data, str(checkpoint), given)
-        alone, without = fine_tune(task, options.data, "", given)
-        seconds[label] = with_it + without
-        tasks[label] = {
-            "accuracy": figures["test_acc"],
-            "no_pre-training": alone["test_acc"],
-            **question_chances(options.data / f"txt_{task}.json"),
-        }
+        rows, seconds[label] = compare(task, data, str(checkpoint), given)
+        tasks |= rows
     result = {
         "seed": options.seed,
         "seconds": seconds,
         "pretraining": {"before": evaluations[0], "after": evaluations[-1], "chance": chance},
         "tasks": tasks,
     }
-    with atomic_path(options.output / "demo.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n" + "  ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    print(pretraining_table(evaluations[0], evaluations[-1], chance))
-    print("\nAccuracy on test questions, trained from this pre-training:")
-    print(task_table(tasks))
-    print("Reconstructions:", *sorted(folder.glob("mvm_*.png")))
+    tell(result, output / "demo.json", sorted(folder.glob("mvm_*.png")))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
     config = load_config("pretrain", ["--config", run_demo.CONFIG, *given])
     assert (config.txt_backbone, config.seed, config.max_steps) == (f"{tmp_path}/bert", 3, 4)
     for task in run_demo.TASKS:
-        kind = "qamc" if task == "demo-action" else "qaoe"
+        kind = {"demo-action": "qamc", "demo-retrieval": "retrieval"}.get(task, "qaoe")
         config = load_config(kind, ["--config", f"_args/{task}.json", *given])
         assert (config.task, config.path_output) == (task, str(tmp_path / "out"))
 
