@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from demo_scores import pretraining_chances, pretraining_table, question_chances, task_table
 
