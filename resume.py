@@ -5,6 +5,7 @@ random states of every process, how far the run is, what it has logged, its conf
 that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
 """
 
+import logging
 import os
 import random
 import zipfile
@@ -145,7 +146,8 @@ class Saver:
             log.error("%s could not be written (%s): the run goes on; make room for the next.", path, reason)
         else:
             self.failed.pop(path, None)
-            log.info("%s: %s", "state" if path.name == STATE else "checkpoint", path)
+            kind = "state" if path.name == STATE else "checkpoint"
+            log.log(logging.INFO if path.suffix == ".pt" else logging.DEBUG, "%s: %s", kind, path)
 
 
 def write_tensors(content: State, path: Path) -> None:
