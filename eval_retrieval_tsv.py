@@ -19,6 +19,7 @@ from captions import Gallery, read_gallery
 from dataset import Tokens
 from evaluation import rank_rows, score_gallery, write_results
 from lib import Config, UserError, World, distributed, load_config, log, warn_of_unread
+from needs import check_needs
 from pages import report, write_page
 from ranking import figures
 from retrieval import UNREAD, RetrievalModel
@@ -43,6 +44,7 @@ def evaluate(config: Config, world: World) -> None:
     """Score, rank, write."""
     if not config.path_ckpt:
         raise UserError("path_ckpt is empty: name the checkpoint whose scores are wanted.")
+    check_needs(config, world)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     gallery = read_gallery(config)
     model = RetrievalModel.from_config(config)
