@@ -110,6 +110,7 @@ class Questions(ABC):
     def __post_init__(self) -> None:
         """Tokenise everything, and leave out of training what cannot be answered."""
         self.special = self.tokens.special
+        self.pad = self.special.pad
         self.table = self.tokens.words(piece for item in self.items for piece in self.pieces(item))
         texts = [self.compose(item) for item in self.items]
         answers = [self.answer(item) for item in self.items]
@@ -205,7 +206,7 @@ class Questions(ABC):
 
     def sample(self, index: int) -> dict[str, Any]:
         """A question without its clip: txt, mask (X,), or (O, X) with options; place, answer and id."""
-        txt = torch.full((len(self.txt[index]), self.tokens.size), self.special.pad)
+        txt = torch.full((len(self.txt[index]), self.tokens.size), self.pad)
         mask = torch.zeros_like(txt)
         for row, ids in enumerate(self.txt[index]):
             txt[row, : len(ids)] = torch.from_numpy(ids)

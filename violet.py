@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint import load_checkpoint
+from checkpoint import Report, load_checkpoint
 from dataset import Tokens
 from decoding import IMAGES
 from frames import Linked, Transform, even_frames
@@ -54,8 +54,8 @@ class Pretrained:
     `size_frame` frames are looked at, evenly from the first to the last.
     """
 
-    def __init__(self, network: _Network, config: Config, heads: Sequence[str]) -> None:
-        self.network, self.config, self.heads = network, config, tuple(heads)
+    def __init__(self, network: _Network, config: Config, heads: Sequence[str], report: Report) -> None:
+        self.network, self.config, self.heads, self.report = network, config, tuple(heads), report
         self.tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         self.tokens.check(network.enc_txt.vocabulary, network.enc_txt.positions)
         self.transform = Transform(config.img_transform, config.size_img)
@@ -176,8 +176,8 @@ def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretraine
         network = _Network(**encoder_arguments(settings))
     keys = read_tensors(file).keys()
     heads = [head for head in ("fc", "fc_mtm") if any(key.startswith(f"{head}.") for key in keys)]
-    load_checkpoint(network, str(file))
-    return Pretrained(network.to(choose_device(settings.device)).eval(), settings, heads)
+    report = load_checkpoint(network, str(file))
+    return Pretrained(network.to(choose_device(settings.device)).eval(), settings, heads, report)
 
 
 def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any] | None = None) -> Config:

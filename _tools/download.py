@@ -1,6 +1,7 @@
 """One file from an address: resumed where it was cut, verified, and under its name only when it is whole."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -107,12 +108,13 @@ def receive(wanted: Wanted, part: Path, file: IO[bytes]) -> None:
                 idle = TRIES
         except BROKEN as error:
             why = str(getattr(error, "reason", "") or error) or type(error).__name__
-            if getattr(error, "errno", None) == 28:  # the disk, not the network
+            if getattr(error, "errno", None) == errno.ENOSPC:  # the disk, not the network
                 raise UserError(f"{part}: no space left; what has come so far is kept.") from error
         idle = 0 if part.stat().st_size > before else idle + 1
         if idle >= TRIES:
+            kept = part.stat().st_size
             raise UserError(
-                f"{wanted.address}: {why}. {part.stat().st_size} bytes are kept; the same command goes on there."
+                f"{wanted.address}: {why}. {kept} bytes are kept; the same command goes on there."
             )
         time.sleep(wanted.pause * 2 ** max(0, idle - 1))
 
@@ -149,9 +151,7 @@ def transfer(wanted: Wanted, part: Path, file: IO[bytes]) -> bool:
         etag = answer.headers["ETag"] if strong else answer.headers.get("Last-Modified")
         notes(part).write_text(json.dumps({"address": wanted.address, "etag": etag, "total": total}))
         with progress(wanted.path.name, start, total) as bar:
-            while block := answer.read1(
-                CHUNK
-            ):  # as it comes: a read of a whole chunk would lose a part of one
+            while block := answer.read1(CHUNK):  # as it comes: what `read` waits for is lost in a cut
                 file.write(block)
                 file.flush()
                 bar.update(len(block))

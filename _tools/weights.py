@@ -5,10 +5,11 @@
     python _tools/weights.py fetch raft_large_C_T_SKHT_V2-ff5fadd5.pth
     python _tools/weights.py export _snapshot/_TASK_TIME --output mine
 
-`check` reads every file of weights in `_snapshot/` as the scripts will, and says which configs of `_args/` can
-run; it exits with 1 where a file is damaged. `fetch` goes on where it was interrupted, and a file has its
+`check` reads every file of weights in `_snapshot/` as the scripts will, and says which configs of `_args/`
+can run; it exits with 1 where a file is damaged. `fetch` goes on where it was interrupted, and a file has its
 name only when it is whole and verified. `export` writes model.safetensors and config.json, which violet.py
-loads, and the state dict in the layout of the published code; each takes seconds on a laptop.
+loads, and the state dict in the layout of the published code (`--KEY VALUE` overrides a key of the config).
+Each takes seconds on a laptop.
 """
 
 import argparse
@@ -52,7 +53,8 @@ def list_published(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Verify what lies in the folder, then say which configs can run."""
-    files = sorted(path for path in options.folder.iterdir() if path.suffix in SUFFIXES)
+    folder: Path = options.folder
+    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
     damaged = 0
     for path in files:
         wrong = fault(path)
@@ -97,8 +99,6 @@ def unreadable(path: Path, name: str) -> str:
     try:
         if name.endswith(".pkl"):
             load_dalle(path)
-        elif name.endswith(".safetensors") != (path.suffix == ".safetensors"):
-            return f"{name} is to be read under its own name"
         else:
             read_tensors(path)
     except UserError as error:
@@ -148,7 +148,8 @@ def fetch_one(name: str, entry: Published, folder: Path) -> str:
 def export(options: argparse.Namespace) -> None:
     """Write a checkpoint in both layouts, and read both back."""
     checkpoint = checkpoint_in(options.checkpoint)
-    violet = load(checkpoint, options.config)  # whatever does not fit, says so here
+    violet = load(checkpoint, options.config, **options.changes)  # whatever does not fit, says so here
+    print(violet.report)
     config, folder = violet.config, options.output
     tensors = own_tensors(read_tensors(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--output", type=Path, required=True, help="folder to write to")
     command.add_argument("--config", default="", help="its config; default: args.json beside it")
     command.set_defaults(run=export)
-    return parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    keys, values = others[::2], others[1::2]
+    pairs = len(keys) == len(values) and all(key.startswith("--") for key in keys)
+    if others and not (pairs and options.run is export):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.changes = dict(zip((key[2:] for key in keys), values, strict=True))
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
