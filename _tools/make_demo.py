@@ -13,7 +13,7 @@ Under --output:
     demo.json           what is finished; a set that is finished with the same settings is not drawn again
 
 train, val and test share no description (the set of their objects' size, colour, shape and behaviour), and
-no two clips of one of them do. names and names_val show one object each, to teach a video encoder to name it.
+no two clips of val or of test do. names and names_val show one object each, to teach a video encoder to name it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib import atomic_path
 
-WORLD_VERSION = 3  # raise it when a change alters pictures or captions: finished sets are then drawn again
+WORLD_VERSION = 4  # raise it when a change alters pictures or captions: finished sets are then drawn again
 FRAMES_PER_SECOND = 8
 
 SIZE_WORDS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}

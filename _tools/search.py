@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from clips import Item, Sampling, read_video
-from make_tsv import KINDS
+from sources import KINDS
 
 from dataset import Tokens
 from evaluation import encode_texts, token_rows

@@ -255,7 +255,7 @@ def run(monkeypatch, script, arguments: list[str]) -> Path:
     monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("_found_*"))
-    monkeypatch.setattr("lib.time.strftime", lambda layout, *_: f"{len(before)}")
+    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: f"{len(before)}")
     script.main()
     (folder,) = set(out.glob("_found_*")) - before
     return folder
