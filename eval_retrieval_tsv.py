@@ -11,6 +11,7 @@ The same command goes on where an interrupted one stopped. In under a minute on 
     python eval_retrieval_tsv.py --config _args/demo-retrieval.json --path_ckpt CHECKPOINT
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def evaluate(config: Config, world: World) -> None:
     check_needs(config, world)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     gallery = read_gallery(config)
-    model = RetrievalModel.from_config(config)
+    model = RetrievalModel.from_config(dataclasses.replace(config, size_epoch=0))  # nothing is trained
     tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
     folder = make_run_folder(config, world)
     scores, blocks = score_gallery(model, config, world, tokens, gallery)

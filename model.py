@@ -406,11 +406,18 @@ def load_encoders(model: Violet, config: Config) -> None:
 def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
     """Give a task's model the checkpoint's weights, or else the encoders' published ones.
 
-    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained.
+    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained. Raises
+    `UserError` where a head that the checkpoint lacks would be evaluated untrained.
     """
     fresh = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in heads}
     if config.path_ckpt:
-        load_checkpoint(model, config.path_ckpt)
+        report = load_checkpoint(model, config.path_ckpt)
+        lost = [name for name in heads if any(key.startswith(f"{name}.") for key in report.missing)]
+        if lost and not config.size_epoch:  # what it would say would be noise, and look like a result
+            raise UserError(
+                f"{config.path_ckpt} has no {', '.join(lost)}, and size_epoch 0 trains none: {config.task} "
+                "cannot be evaluated with it."
+            )
     else:
         load_encoders(model, config)
     if config.reinit_head:

@@ -113,9 +113,10 @@ def receive(wanted: Wanted, part: Path, file: IO[bytes]) -> None:
         idle = 0 if part.stat().st_size > before else idle + 1
         if idle >= TRIES:
             kept = part.stat().st_size
-            raise UserError(
-                f"{wanted.address}: {why}. {kept} bytes are kept; the same command goes on there."
-            )
+            if not kept:
+                discard(part)
+            what = f"{kept} bytes are kept; the same command goes on there." if kept else "Nothing came."
+            raise UserError(f"{wanted.address}: {why}. {what}")
         time.sleep(wanted.pause * 2 ** max(0, idle - 1))
 
 

@@ -1,5 +1,6 @@
 """Weights of every layout into modules, and files that are not what they say they are."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -18,8 +19,8 @@ from transformers import BertForMaskedLM
 
 from checkpoint import compare, load_checkpoint, load_tensors, resize_table, window_of
 from dalle import load_dalle
-from lib import UserError
-from model import PretrainModel, Violet, read_bert
+from lib import Config, UserError
+from model import PretrainModel, Violet, read_bert, start
 from qa import ChoiceModel, MaskModel
 from retrieval import RetrievalModel
 from tensor_files import checkpoint_in, read_tensors
@@ -83,6 +84,16 @@ def test_a_head_that_is_missing_is_named_and_a_backbone_key_is_an_error(tmp_path
     with pytest.raises(UserError, match=r"lacks trsfr\.layer.* and 27 more \(trsfr 32\)"):
         load_checkpoint(model, str(tmp_path / "a.pt"))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_head_that_nothing_trains_is_not_evaluated(tmp_path):
+    bert = tiny_bert()
+    model = RetrievalModel(bert, bert, SWIN)
+    torch.save(MaskModel(bert, bert, SWIN).state_dict(), tmp_path / "a.pt")
+    config = Config(type="retrieval", task="t-retrieval", path_ckpt=str(tmp_path / "a.pt"))
+    start(model, config, ["fc"])  # it will be trained
+    with pytest.raises(UserError, match=r"has no fc, .*t-retrieval cannot be evaluated"):
+        start(model, dataclasses.replace(config, size_epoch=0), ["fc"])
 
 
 @pytest.mark.parametrize("kept", ["predictions.bias", "predictions.decoder.bias"])
