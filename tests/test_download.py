@@ -53,7 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         start, content = 0, server.content
         asked = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
-        if asked and self.headers.get("If-Range") == server.etag and trick != "no ranges":
+        same = self.headers.get("If-Range", server.etag) == server.etag
+        if asked and same and trick != "no ranges":
             start = int(asked)
             if start >= len(content):
                 return self.send_error(416)
