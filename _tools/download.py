@@ -125,18 +125,13 @@ def transfer(wanted: Wanted, part: Path, file: IO[bytes]) -> bool:
 
     What an earlier connection left is only gone on with if the server says that the file is still the same.
     """
-    have, known = part.stat().st_size, read_notes(part)
-    headers = {"User-Agent": "violet", "Accept-Encoding": "identity"}
-    same = known.get("address") == wanted.address and known.get("etag")
-    if have and same:
-        headers |= {"Range": f"bytes={have}-", "If-Range": known["etag"]}
-    request = urllib.request.Request(wanted.address, headers=headers)
+    have = part.stat().st_size
     opener = urllib.request.build_opener(_Redirects)
     try:
-        answer = opener.open(request, timeout=wanted.timeout)
+        answer = opener.open(rest_of(wanted, part), timeout=wanted.timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # there is nothing behind what is there
-            if have == known.get("total"):
+            if have == read_notes(part).get("total"):
                 return True
             file.truncate(0)
             return False
@@ -158,6 +153,15 @@ def transfer(wanted: Wanted, part: Path, file: IO[bytes]) -> bool:
                 bar.update(len(block))
     now = part.stat().st_size
     return now >= total if total else True
+
+
+def rest_of(wanted: Wanted, part: Path) -> urllib.request.Request:
+    """The request for what a part lacks, if the file is still the one that it is of; else for all of it."""
+    have, known = part.stat().st_size, read_notes(part)
+    headers = {"User-Agent": "violet", "Accept-Encoding": "identity"}
+    if have and known.get("address") == wanted.address and known.get("etag"):
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["etag"]}
+    return urllib.request.Request(wanted.address, headers=headers)
 
 
 def extent(answer: Any) -> tuple[int, int]:

@@ -13,6 +13,7 @@ Each takes seconds on a laptop.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -158,7 +159,9 @@ def export(options: argparse.Namespace) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
     with atomic_path(files[1]) as temporary:
         write_tensors(tensors, temporary)
-    config.save(folder / "config.json")
+    here = {"path_ckpt": files[0], "txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
+    places = {key: str(path) for key, path in here.items()}
+    dataclasses.replace(config, **places, tokenizer="").save(folder / "config.json")  # --config takes it too
     violet.tokens.tokenizer.save_pretrained(folder / "text")
     for key, place in (("txt_backbone", "text"), ("fusion_encoder", "fusion")):
         copy_sizes(getattr(config, key), folder / place)

@@ -206,6 +206,9 @@ def test_export_then_load_is_the_identity(run, tmp_path):
     for state in (published, read_tensors(tmp_path / "out" / "model.safetensors")):
         assert state.keys() == before.keys()
         assert all(torch.equal(state[key].view(torch.uint8), before[key].view(torch.uint8)) for key in before)
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["path_ckpt"] == str(tmp_path / "out" / "model.safetensors")
+    assert not [need for need in lacking(Config(**stored)) if not need.is_data]  # a script can run it
     moved = tmp_path / "elsewhere"
     (tmp_path / "out").rename(moved)
     loaded = violet.load(moved)
