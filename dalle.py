@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checkpoint import UNREADABLE, load_tensors, reason
+from checkpoint import load_tensors
 from lib import UserError
+from tensor_files import UNREADABLE, load_data, oddity, reason
 
 STRIDE = 8  # pixels a side of one word
 GROUPS = 4
@@ -123,12 +124,16 @@ def read_pickled_module(path: str | Path) -> dict[str, Tensor]:
     known: list[Any] = [(type("Inert", (Inert,), {}), name) for name in STOOD_IN]
     try:
         with torch.serialization.safe_globals(known):
-            root = torch.load(path, map_location="cpu", weights_only=True)
+            root = load_data(Path(path))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as DALL-E's encoder: {reason(error)}") from error
     if not isinstance(root, Inert):
         raise UserError(f"{path} holds a {type(root).__name__}, not a pickled module.")
-    return dict(_walk(root))
+    tensors = dict(_walk(root))
+    for name, tensor in tensors.items():
+        if wrong := oddity(tensor):
+            raise UserError(f"{path}: {name} {wrong}.")
+    return tensors
 
 
 def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

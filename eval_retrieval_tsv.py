@@ -11,6 +11,7 @@ The same command goes on where an interrupted one stopped. In under a minute on 
     python eval_retrieval_tsv.py --config _args/demo-retrieval.json --path_ckpt CHECKPOINT
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from captions import Gallery, read_gallery
 from dataset import Tokens
 from evaluation import rank_rows, score_gallery, write_results
 from lib import Config, UserError, World, distributed, load_config, log, warn_of_unread
+from needs import check_needs
 from pages import report, write_page
 from ranking import figures
 from retrieval import UNREAD, RetrievalModel
@@ -43,9 +45,10 @@ def evaluate(config: Config, world: World) -> None:
     """Score, rank, write."""
     if not config.path_ckpt:
         raise UserError("path_ckpt is empty: name the checkpoint whose scores are wanted.")
+    check_needs(config, world)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     gallery = read_gallery(config)
-    model = RetrievalModel.from_config(config)
+    model = RetrievalModel.from_config(dataclasses.replace(config, size_epoch=0))  # nothing is trained
     tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
     folder = make_run_folder(config, world)
     scores, blocks = score_gallery(model, config, world, tokens, gallery)

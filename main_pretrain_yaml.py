@@ -20,6 +20,7 @@ from dataset import Tokens, pretrain_loader
 from lib import Config, UserError, distributed, load_config, warn_of_unread
 from masking import mask_batch
 from model import Batch, Output, PretrainModel
+from needs import check_needs
 
 # keys of the other tasks' configs, which mean nothing here
 UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt")
@@ -69,6 +70,7 @@ def main() -> None:
     """One run of pre-training."""
     config = load_config("pretrain")
     with distributed(config) as world:
+        check_needs(config, world)
         warn_of_unread(config, UNREAD)
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         if not config.size_epoch and not config.val_yaml:

@@ -15,6 +15,7 @@ In under a minute on a laptop, on data of your own and an encoder that knows not
 
 from dataset import Tokens
 from lib import distributed, load_config, warn_of_unread
+from needs import check_needs
 from qa import UNREAD, MaskModel, run
 from question_kinds import OptionNumber
 from questions import question_loaders
@@ -24,6 +25,7 @@ def main() -> None:
     """One run: training with an evaluation after each epoch, or an evaluation alone."""
     config = load_config("qamc")
     with distributed(config) as world:
+        check_needs(config, world)
         warn_of_unread(config, UNREAD)
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         loaders = question_loaders(config, world, tokens, OptionNumber)

@@ -16,6 +16,7 @@ from agent import Agent
 from captions import accuracy, describe, pair_loaders
 from dataset import Tokens
 from lib import distributed, load_config, warn_of_unread
+from needs import check_needs
 from retrieval import UNREAD, RetrievalModel
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     """One run: training with an evaluation within batches after each epoch, or that alone."""
     config = load_config("retrieval")
     with distributed(config) as world:
+        check_needs(config, world)
         warn_of_unread(config, (*UNREAD, "multi_clip_testing"))
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         loaders = pair_loaders(config, world, tokens)

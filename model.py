@@ -7,7 +7,7 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from checkpoint import load_checkpoint
+from checkpoint import Report, load_checkpoint
 from fusion import FusionEncoder, initialise_bert, put, visible
 from lib import Config, Mean, UserError, log
 from mvm_targets import make_targets, name_heads
 from teachers import Teacher, make_teachers
+from tensor_files import UNREADABLE, reason
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
 
 Batch = dict[str, Any]
@@ -405,11 +406,18 @@ def load_encoders(model: Violet, config: Config) -> None:
 def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
     """Give a task's model the checkpoint's weights, or else the encoders' published ones.
 
-    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained.
+    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained. Raises
+    `UserError` where a head that the checkpoint lacks would be evaluated untrained.
     """
     fresh = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in heads}
     if config.path_ckpt:
-        load_checkpoint(model, config.path_ckpt)
+        report = load_checkpoint(model, config.path_ckpt)
+        lost = [name for name in heads if any(key.startswith(f"{name}.") for key in report.missing)]
+        if lost and not config.size_epoch:  # what it would say would be noise, and look like a result
+            raise UserError(
+                f"{config.path_ckpt} has no {', '.join(lost)}, and size_epoch 0 trains none: {config.task} "
+                "cannot be evaluated with it."
+            )
     else:
         load_encoders(model, config)
     if config.reinit_head:
@@ -425,12 +433,22 @@ def read_bert(name: str) -> BertForMaskedLM:
     """A BERT with its MLM head by name or folder.
 
     Where the folder holds no MLM head, its decoder is the word embeddings (BERT ties them) and its
-    transform starts anew.
+    transform starts anew. Raises `UserError` if a part of its embeddings or encoder is missing.
     """
     try:
-        return BertForMaskedLM.from_pretrained(name)
-    except OSError as error:
+        bert, found = cast(Any, BertForMaskedLM).from_pretrained(name, output_loading_info=True)
+    except UNREADABLE as error:
         raise UserError(
-            f"BERT {name!r} has no weights ({str(error).splitlines()[0]}); to train without, set "
+            f"BERT {name!r} has no weights that can be read ({reason(error)}); to train without, set "
             "txt_backbone_rand_init and fusion_encoder_rand_init."
         ) from error
+    missing = sorted(found["missing_keys"])
+    report = Report(
+        f"BERT {name}",
+        loaded=[key for key in bert.state_dict() if key not in missing],
+        missing=missing,
+        unexpected=sorted(found["unexpected_keys"]),
+    )
+    report.check(may_lack=[key for key in missing if key.startswith("cls.")])
+    log.info("%s", report)
+    return bert

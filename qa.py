@@ -115,7 +115,10 @@ class MaskModel(QuestionModel):
 
     def logits(self, img: Tensor, txt: Tensor, mask: Tensor, place: Tensor) -> Tensor:
         """img: (B, T, 3, H, W); txt, mask: (B, X); place: (B,), that of [MASK] -> (B, vocabulary)."""
-        video, text = self.encode(img, txt, mask)
+        return self.name_word(*self.encode(img, txt, mask), mask, place)
+
+    def name_word(self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+        """video: (B, V, D); text: (B, X, D); mask: (B, X); place: (B,) -> (B, vocabulary)."""
         if self.task:
             token = self.emb_task[TASKS.index(self.task)].to(video.dtype)
             video = torch.cat([video, repeat(token, "d -> b 1 d", b=len(video))], dim=1)

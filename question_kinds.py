@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dataset import Tokens
 from lib import UserError
+from masking import SpecialTokens
 from questions import Ids, Item, Questions, Text
 
 INSERT_AT = 10  # the token before which `mask_pos` insert puts [MASK]
@@ -42,6 +43,49 @@ def put_mask(ids: Ids, mask: int, mask_pos: str) -> tuple[Ids, int]:
     return [*ids[:at], mask, *ids[at + (mask_pos == "replace") :]], at
 
 
+def ask(special: SpecialTokens, size: int, parts: Sequence[Ids], mask_pos: str) -> Text:
+    """`parts` prompt, question, what leads to the answer -> [CLS] question answer: [MASK] [SEP]."""
+    lead, question, ending = parts
+    specials = 2 + (mask_pos != "replace")
+    cut = fit(question, [], size - specials - len(lead) - len(ending), together=True)[0]
+    ids, place = put_mask([special.cls, *lead, *cut, *ending, special.sep], special.mask, mask_pos)
+    return Text([ids], place, shortened=cut != question)
+
+
+def ask_number(
+    special: SpecialTokens, size: int, parts: Sequence[Ids], options: Sequence[Ids], mask_pos: str
+) -> Text:
+    """`parts` prompt, question, an "option i:" for each of `options` -> one text with all of them.
+
+    [CLS] question [SEP] option 0: TEXT [SEP] option 1: TEXT ... [MASK] [SEP].
+    """
+    lead, question, *heads = parts
+    specials = 2 + (mask_pos != "replace")
+    room = size - specials - len(lead) - sum(1 + len(head) for head in heads)
+    cut, cuts = fit(question, options, room, together=True)
+    ids = [special.cls, *lead, *cut]
+    for head, option in zip(heads, cuts, strict=True):
+        ids += [special.sep, *head, *option]
+    ids, place = put_mask([*ids, special.sep], special.mask, mask_pos)
+    return Text([ids], place, shortened=(cut, cuts) != (question, list(options)))
+
+
+def complete(special: SpecialTokens, size: int, parts: Sequence[Ids]) -> Text:
+    """`parts` prompt, sentence with a [MASK] -> [CLS] sentence [SEP].
+
+    When cut, its beginning is kept if [MASK] is in it, else what is around.
+    """
+    lead, sentence = parts
+    room = size - 2 - len(lead)
+    at = sentence.index(special.mask) if special.mask in sentence else -1
+    if room < 1:
+        raise UserError(f"size_txt {size} leaves no room for a sentence: raise it.")
+    start = 0 if at < room else min(at - room // 2, len(sentence) - room)
+    cut = sentence[start : start + room]
+    ids = [special.cls, *lead, *cut, special.sep]
+    return Text([ids], 1 + len(lead) + at - start if at >= 0 else 0, cut != sentence, at >= 0)
+
+
 class MultipleChoice(Questions):
     """A text per option, "question option"; the answer is the option's number."""
 
@@ -66,7 +110,7 @@ class MultipleChoice(Questions):
         """O texts: [CLS] question option [SEP]."""
         lead, question, *options = (self.table[piece] for piece in self.pieces(item))
         cut, cuts = fit(question, options, self.tokens.size - 2 - len(lead), together=False)
-        ids = [[self.cls, *lead, *cut, *option, self.sep] for option in cuts]
+        ids = [[self.special.cls, *lead, *cut, *option, self.special.sep] for option in cuts]
         return Text(ids, shortened=(cut, cuts) != (question, options))
 
     def answer(self, item: Item) -> tuple[int, int]:
@@ -97,17 +141,10 @@ class OptionNumber(MultipleChoice):
         return [*super().pieces(item), *(f"option {i}:" for i in range(self.size_option))]
 
     def compose(self, item: Item) -> Text:
-        """[CLS] question [SEP] option 0: TEXT [SEP] option 1: TEXT ... [MASK] [SEP]."""
+        """See `ask_number`."""
         lead, question, *rest = (self.table[piece] for piece in self.pieces(item))
         options, heads = rest[: self.size_option], rest[self.size_option :]
-        specials = 2 + (self.mask_pos != "replace")
-        room = self.tokens.size - specials - len(lead) - sum(1 + len(head) for head in heads)
-        cut, cuts = fit(question, options, room, together=True)
-        ids = [self.cls, *lead, *cut]
-        for head, option in zip(heads, cuts, strict=True):
-            ids += [self.sep, *head, *option]
-        ids, place = put_mask([*ids, self.sep], self.mask, self.mask_pos)
-        return Text([ids], place, shortened=(cut, cuts) != (question, options))
+        return ask_number(self.special, self.tokens.size, (lead, question, *heads), options, self.mask_pos)
 
     @staticmethod
     def choices(tokens: Tokens, size_option: int) -> Ids:
@@ -146,13 +183,9 @@ class OpenEnded(Questions):
         return [self.lead(), self.asked(item), self.ending]
 
     def compose(self, item: Item) -> Text:
-        """[CLS] question answer: [MASK] [SEP]."""
-        lead, question, ending = (self.table[piece] for piece in self.pieces(item))
-        specials = 2 + (self.mask_pos != "replace")
-        room = self.tokens.size - specials - len(lead) - len(ending)
-        cut = fit(question, [], room, together=True)[0]
-        ids, place = put_mask([self.cls, *lead, *cut, *ending, self.sep], self.mask, self.mask_pos)
-        return Text([ids], place, shortened=cut != question)
+        """See `ask`."""
+        parts = [self.table[piece] for piece in self.pieces(item)]
+        return ask(self.special, self.tokens.size, parts, self.mask_pos)
 
     def answer_name(self, item: Item) -> str:
         """The answer's word; empty for -1, an answer that is not on the published list."""
@@ -192,13 +225,5 @@ class FillInTheBlank(OpenEnded):
         return super().pieces(item)[:2]
 
     def compose(self, item: Item) -> Text:
-        """[CLS] sentence [SEP]; when cut, its beginning is kept if [MASK] is in it, else what is around."""
-        lead, sentence = (self.table[piece] for piece in self.pieces(item))
-        room = self.tokens.size - 2 - len(lead)
-        at = sentence.index(self.mask) if self.mask in sentence else -1
-        if room < 1:
-            raise UserError(f"size_txt {self.tokens.size} leaves no room for a sentence: raise it.")
-        start = 0 if at < room else min(at - room // 2, len(sentence) - room)
-        cut = sentence[start : start + room]
-        ids = [self.cls, *lead, *cut, self.sep]
-        return Text([ids], 1 + len(lead) + at - start if at >= 0 else 0, cut != sentence, at >= 0)
+        """See `complete`."""
+        return complete(self.special, self.tokens.size, [self.table[piece] for piece in self.pieces(item)])

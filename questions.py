@@ -109,8 +109,8 @@ class Questions(ABC):
 
     def __post_init__(self) -> None:
         """Tokenise everything, and leave out of training what cannot be answered."""
-        special = self.tokens.special
-        self.cls, self.sep, self.mask, self.pad = special.cls, special.sep, special.mask, special.pad
+        self.special = self.tokens.special
+        self.pad = self.special.pad
         self.table = self.tokens.words(piece for item in self.items for piece in self.pieces(item))
         texts = [self.compose(item) for item in self.items]
         answers = [self.answer(item) for item in self.items]

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as image
 
-from checkpoint import load_tensors, missing_weights, read_tensors, summary
+from checkpoint import load_tensors, summary
 from frames import MEAN, STD
 from lib import Config, UserError, choose_device, log
+from published import missing_weights
+from tensor_files import read_tensors
 from video_swin import SIZES, VideoSwin, read_video_swin, size_of
 
 Maker = Callable[[Config, dict[str, Any]], "Teacher"]

@@ -5,6 +5,7 @@ Parameter names are those of the published weights.
 """
 
 import functools
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from checkpoint import load_tensors, read_tensors
-from lib import UserError, log
+from checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
+from lib import UserError
+from tensor_files import read_tensors
 
 Dims = tuple[int, int, int]  # time, height, width
 
@@ -288,20 +290,24 @@ def weights_path(size: str, init: str, kinetics: int) -> Path:
     return Path(f"_snapshot/swin_{size}_patch244_window877_kinetics{kinetics}_{data}.pth")
 
 
-def load_backbone(swin: VideoSwin, init: str, path: str | Path) -> None:
+def load_backbone(swin: VideoSwin, init: str, path: str | Path) -> Report:
     """Load published weights: a Video Swin's (`init` "3d") or an image Swin's, inflated over time ("2d")."""
-    tensors = read_image_swin(Path(path), swin) if init == "2d" else read_video_swin(Path(path))
-    index = {name for name, _ in swin.named_buffers()}  # follows from the window; older files lack it
-    load_tensors(swin, tensors, source=str(path), may_lack=index)
-    log.info("video encoder: %s", path)
+    tensors = read_tensors(path)
+    taken = inflate(tensors, swin) if init == "2d" else of_video_swin(tensors, path)
+    left = {key.removeprefix("backbone.").removeprefix("enc_img.swin.") for key in tensors} - taken.keys()
+    return load_tensors(swin, taken, source=f"video encoder {path}", ignored=sorted(left))
 
 
 def read_video_swin(path: Path) -> dict[str, Tensor]:
+    """A Video Swin's tensors, under our names; see `of_video_swin`."""
+    return of_video_swin(read_tensors(path), path)
+
+
+def of_video_swin(tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """A Video Swin's tensors, under our names.
 
-    From {"state_dict": {"backbone.*", "cls_head.*"}}, as published, or from a VIOLET checkpoint.
+    From "backbone.*" (beside "cls_head.*"), as published, or from a VIOLET checkpoint.
     """
-    tensors = read_tensors(path)
     for prefix in ("backbone.", "enc_img.swin."):
         found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if found:
@@ -327,19 +333,23 @@ def size_of(tensors: dict[str, Tensor], source: str) -> Size:
     )
 
 
-def read_image_swin(path: Path, swin: VideoSwin) -> dict[str, Tensor]:
-    """{"model": image Swin} -> the tensors of a Video Swin that treats a still clip like its picture.
+def inflate(tensors: dict[str, Tensor], swin: VideoSwin) -> dict[str, Tensor]:
+    """An image Swin's tensors -> those of a Video Swin that treats a still clip like its picture.
 
-    The patch kernel is shared out over time, the bias of a place is repeated for every distance in time.
+    The patch kernel is shared out over time; the bias of a place, resized to the window's places, is
+    repeated for every distance in time. What is not of a picture's shape is left for the report to name.
     """
-    dropped = ("head.", "attn_mask", "relative_position_index")
-    tensors = {k: v for k, v in read_tensors(path).items() if not any(part in k for part in dropped)}
-    for name, parameter in swin.named_parameters():
-        if name not in tensors:
+    own, taken = swin.state_dict(), {}
+    for name, tensor in tensors.items():
+        if name.startswith("head.") or name.endswith(("attn_mask", INDEX)):
             continue
-        if name == "patch_embed.proj.weight":
-            depth = parameter.shape[2]
-            tensors[name] = tensors[name][:, :, None].repeat(1, 1, depth, 1, 1) / depth
-        elif name.endswith("relative_position_bias_table"):
-            tensors[name] = tensors[name].repeat(parameter.shape[0] // tensors[name].shape[0], 1)
-    return tensors
+        if name == "patch_embed.proj.weight" and tensor.dim() == 4:
+            depth = own[name].shape[2]
+            tensor = (tensor[:, :, None] / depth).expand(-1, -1, depth, -1, -1)
+        elif name.endswith(TABLE) and name in own and tensor.dim() == 2:
+            window = window_of(own[name], own[name.removesuffix(TABLE) + INDEX])
+            side = (math.isqrt(len(tensor)) + 1) // 2
+            if window and (2 * side - 1) ** 2 == len(tensor) and tensor.shape[1] == own[name].shape[1]:
+                tensor = resize_table(tensor, (1, side), (1, window[1])).repeat(2 * window[0] - 1, 1)
+        taken[name] = tensor
+    return taken

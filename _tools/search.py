@@ -39,6 +39,7 @@ from lib import Config, UserError, atomic_path, choose_device, load_config
 from pages import article, figure, strip, write_page
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
+from tensor_files import checkpoint_in
 from tsv import BadRow, Videos
 
 DECIDES = ("size_img", "size_frame", "img_transform")  # of features
@@ -201,7 +202,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("videos", type=Path, help="a folder of video files, or a frames TSV")
     parser.add_argument("text", nargs="+", help="what is looked for; each text is a search of its own")
-    parser.add_argument("--checkpoint", required=True, help="state dict of a retrieval run")
+    parser.add_argument("--checkpoint", required=True, help="state dict, or folder, of a retrieval run")
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
     parser.add_argument("--top", type=int, default=5, help="videos that are named (default: 5)")
     parser.add_argument("--html", type=Path, help="page to write")
@@ -211,9 +212,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Encode what is new, search, tell."""
     options, keys = parse(arguments)
-    beside = Path(options.checkpoint).parent / "args.json"
+    checkpoint = checkpoint_in(Path(options.checkpoint))
+    beside = checkpoint.parent / "args.json"
     config = load_config("retrieval", ["--config", options.config or str(beside), *keys])
-    config = dataclasses.replace(config, path_ckpt=options.checkpoint)
+    config = dataclasses.replace(config, path_ckpt=str(checkpoint), size_epoch=0)
     source = open_source(options.videos, config)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     device = choose_device(config.device)

@@ -35,6 +35,7 @@ from lib import Config, UserError, atomic_path, choose_device, load_config
 from masking import mask_batch
 from model import PretrainModel
 from teachers import to_pixels
+from tensor_files import checkpoint_in
 
 Pair = tuple[Tensor, Tensor]  # what the model makes of the hidden patches within the truth, and the truth
 Colours = tuple[np.ndarray, np.ndarray]  # the same as pictures (B, S, H, W, 3) in [0, 1]
@@ -203,7 +204,7 @@ def make_batch(config: Config, tokens: Tokens, samples: list[dict[str, Any]], se
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this program, and the config's keys that are overridden."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="state dict of a pre-training run")
+    parser.add_argument("--checkpoint", required=True, help="state dict, or folder, of a pre-training run")
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
     parser.add_argument("--yaml", default="", help="corpus; default: the first of the config's val_yaml")
     parser.add_argument("--rows", type=int, default=3, help="clips to draw")
@@ -217,9 +218,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Read, reconstruct, draw."""
     options, keys = parse(arguments)
-    folder = Path(options.checkpoint).parent
+    checkpoint = checkpoint_in(Path(options.checkpoint))
+    folder = checkpoint.parent
     config = load_config("pretrain", ["--config", options.config or str(folder / "args.json"), *keys])
-    config = dataclasses.replace(config, path_ckpt=options.checkpoint)
+    config = dataclasses.replace(config, path_ckpt=str(checkpoint))
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     if options.video:
         samples = read_clip(config, tokens, options.video, options.caption)
@@ -227,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
         samples = read_rows(config, tokens, options.yaml, options.rows)
     device = choose_device(config.device)
     model = PretrainModel.from_config(config)
-    load_checkpoint(model, options.checkpoint, model.match_heads)
+    load_checkpoint(model, str(checkpoint), model.match_heads)
     model = model.to(device).eval()
     batch = to_device(make_batch(config, tokens, samples, options.draw_seed), device)
     pairs = {

@@ -1,0 +1,227 @@
+"""Published weights: what there is, what is here, fetch it, and hand on what was trained.
+
+    python _tools/weights.py list
+    python _tools/weights.py check
+    python _tools/weights.py fetch raft_large_C_T_SKHT_V2-ff5fadd5.pth
+    python _tools/weights.py export _snapshot/_TASK_TIME --output mine
+
+`check` reads every file of weights in `_snapshot/` as the scripts will, and says which configs of `_args/`
+can run; it exits with 1 where a file is damaged. `fetch` goes on where it was interrupted, and a file has its
+name only when it is whole and verified. `export` writes model.safetensors and config.json, which violet.py
+loads, and the state dict in the layout of the published code (`--KEY VALUE` overrides a key of the config).
+Each takes seconds on a laptop.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, equal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+from download import Wanted, fetch, sha256_of
+
+from checkpoint import is_ignored
+from dalle import load_dalle
+from lib import Config, UserError, atomic_path, load_config, lookup
+from needs import lacking
+from published import ABLATION, PUBLISHED, Published, published
+from resume import damage, write_tensors
+from tensor_files import checkpoint_in, read_tensors
+from violet import load
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
+
+
+def list_published(options: argparse.Namespace) -> None:
+    """The table of what is published."""
+    for name, entry in PUBLISHED.items():
+        size = f"{entry.bytes} bytes" if entry.bytes else entry.size
+        digest = f"sha256 {entry.sha256}..." if entry.sha256 else ""
+        print(f"{name}\n    {'; '.join(filter(None, [entry.what, size, digest]))}")
+        print(f"    for {entry.purpose}; {'fetch' if entry.direct else 'see'} {entry.page}")
+    print(f"the checkpoints of the paper's Tables 1 and 6\n    for path_ckpt; see {ABLATION}")
+
+
+# ----------------------------------------------------------------------------------------------- check
+
+
+def check(options: argparse.Namespace) -> None:
+    """Verify what lies in the folder, then say which configs can run."""
+    folder: Path = options.folder
+    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    damaged = 0
+    for path in files:
+        wrong = fault(path)
+        damaged += bool(wrong)
+        print(f"{'ERROR' if wrong else 'ok':<6} {path}: {wrong or contents(path)}")
+    for part in sorted(options.folder.glob(".*.part")):
+        print(f"note   {part}: the beginning of a file; fetch goes on with it")
+    if not files:
+        print(f"{options.folder} holds no weights yet; `list` says what there is.")
+    print()
+    for path in sorted([*ROOT.glob("_args/*.json"), *ROOT.glob("_args/_best/*.json")]):
+        missing = [need.name for need in lacking(read_args(path))]
+        state = f"lacks {', '.join(dict.fromkeys(missing))}" if missing else "can run"
+        print(f"{path.relative_to(ROOT)}: {state}")
+    if damaged:
+        raise SystemExit(1)
+
+
+def read_args(path: Path) -> Config:
+    """A config of whichever type it says it is."""
+    kind = json.loads(path.read_text()).get("type", "pretrain")
+    return load_config(kind, ["--config", str(path)])
+
+
+def fault(path: Path) -> str:
+    """What is wrong with a file of weights; empty if it is whole and can be read."""
+    entry = published(path)
+    size = path.stat().st_size
+    if entry and entry.bytes and size != entry.bytes:
+        return f"it has {size} bytes, not the published {entry.bytes}"
+    if entry and entry.sha256 and not (digest := sha256_of(path)).startswith(entry.sha256):
+        return f"its sha256 is {digest}, not {entry.sha256}..."
+    return unreadable(path, path.name)
+
+
+def unreadable(path: Path, name: str) -> str:
+    """Why a file that is to be called `name` cannot be read as weights; its checksums are checked too."""
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"
+    if archive and (wrong := damage(path)):
+        return f"it {wrong}"
+    try:
+        if name.endswith(".pkl"):
+            load_dalle(path)
+        else:
+            read_tensors(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def contents(path: Path) -> str:
+    """How much is in a file that can be read."""
+    if path.suffix == ".pkl":
+        return "DALL-E's encoder"
+    tensors = read_tensors(path)
+    return f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()) / 1e6:.1f} million numbers"
+
+
+# ----------------------------------------------------------------------------------------------- fetch
+
+
+def fetch_all(options: argparse.Namespace) -> None:
+    """Download what has an address of its own; say of the rest where a person gets it."""
+    names = options.name or [name for name, entry in PUBLISHED.items() if entry.direct]
+    failed = []
+    for name in names:
+        entry = PUBLISHED[lookup(PUBLISHED, name, "published weights")]
+        try:
+            print(fetch_one(name, entry, options.folder))
+        except UserError as error:
+            failed.append(str(error))
+    if failed:
+        raise UserError("\n".join(failed))
+
+
+def fetch_one(name: str, entry: Published, folder: Path) -> str:
+    """Download one file; what is said of it then."""
+    path = folder / name
+    if not entry.direct:
+        raise UserError(f"{name} has no address of its own: see {entry.page}.")
+    if path.is_file() and not fault(path):
+        return f"{path} is there and whole"
+    fetch(Wanted(entry.page, path, entry.bytes, entry.sha256), verify=lambda part: unreadable(part, name))
+    return f"{path}: {contents(path)}"
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a checkpoint in both layouts, and read both back."""
+    checkpoint = checkpoint_in(options.checkpoint)
+    violet = load(checkpoint, options.config, **options.changes)  # whatever does not fit, says so here
+    print(violet.report)
+    config, folder = violet.config, options.output
+    tensors = own_tensors(read_tensors(checkpoint))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "model.safetensors", folder / f"ckpt_violet_{config.task}.pt"]
+    with atomic_path(files[0]) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with atomic_path(files[1]) as temporary:
+        write_tensors(tensors, temporary)
+    here = {"path_ckpt": files[0], "txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
+    places = {key: str(path) for key, path in here.items()}
+    dataclasses.replace(config, **places, tokenizer="").save(folder / "config.json")  # --config takes it too
+    violet.tokens.tokenizer.save_pretrained(folder / "text")
+    for key, place in (("txt_backbone", "text"), ("fusion_encoder", "fusion")):
+        copy_sizes(getattr(config, key), folder / place)
+    for path in files:
+        again = read_tensors(path)
+        if again.keys() != tensors.keys() or not all(equal(again[key], tensors[key]) for key in tensors):
+            raise UserError(f"{path} does not hold what was written: is the disk sound?")
+        print(f"{path}: {len(tensors)} tensors")
+
+
+def own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's own tensors, each with its own memory, without teachers and what follows from sizes.
+
+    The published code reads a flat state dict with the indices of relative positions in it.
+    """
+    kept = {k: t for k, t in tensors.items() if not is_ignored(k) or k.endswith("relative_position_index")}
+    return {key: tensor.detach().clone().contiguous() for key, tensor in sorted(kept.items())}
+
+
+def copy_sizes(bert: str, folder: Path) -> None:
+    """A BERT's config.json, without its weights: a checkpoint holds those."""
+    from model import bert_config
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if Path(bert).is_dir():
+        shutil.copyfile(Path(bert) / "config.json", folder / "config.json")
+    else:
+        bert_config(bert).save_pretrained(folder)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("list", help="what is published").set_defaults(run=list_published)
+    for name, run in (("check", check), ("fetch", fetch_all)):
+        command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
+        command.add_argument("--folder", type=Path, default=Path("_snapshot"))
+        command.set_defaults(run=run)
+    command.add_argument("name", nargs="*", help="as `list` names it; left out: all that have an address")
+    command = commands.add_parser("export", help="write a checkpoint for others")
+    command.add_argument("checkpoint", type=Path, help="its file, or a run's folder")
+    command.add_argument("--output", type=Path, required=True, help="folder to write to")
+    command.add_argument("--config", default="", help="its config; default: args.json beside it")
+    command.set_defaults(run=export)
+    options, others = parser.parse_known_args(arguments)
+    keys, values = others[::2], others[1::2]
+    pairs = len(keys) == len(values) and all(key.startswith("--") for key in keys)
+    if others and not (pairs and options.run is export):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.changes = dict(zip((key[2:] for key in keys), values, strict=True))
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    options = parse(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

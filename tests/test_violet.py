@@ -1,0 +1,373 @@
+"""A checkpoint in use from Python, handed on to others, and what a config lacks."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import write_videos
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "_tools"))
+import results
+import weights
+
+import eval_retrieval_tsv
+import main_pretrain_yaml
+import main_qamc_tsv
+import main_qamc_tsv_mlm_gen_ans_idx
+import main_qaoe_tsv_lsmdc_fib
+import main_qaoe_tsv_mlm_head
+import main_retrieval_tsv
+import violet
+from dataset import Tokens
+from frames import Transform
+from lib import Config, UserError
+from model import PretrainModel, encoder_arguments
+from needs import cached, lacking, offered
+from published import PUBLISHED
+from qa import ChoiceModel, MaskModel
+from question_kinds import FillInTheBlank, OpenEnded, OptionNumber
+from questions import Annotation
+from retrieval import RetrievalModel
+from tensor_files import read_tensors
+from tsv import Videos
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offered.cache_clear()
+
+
+def write_clip(path: Path, frames: int = 9) -> Path:
+    """A film of noise that changes from frame to frame."""
+    random = np.random.default_rng(3)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 96, 64
+        for _ in range(frames):
+            picture = np.kron(random.integers(0, 255, (4, 6, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def config(question_bert):
+    return Config(
+        task="demo-qa",
+        type="qaoe",
+        txt_backbone=str(question_bert),
+        fusion_encoder=str(question_bert),
+        vis_backbone_size="demo",
+        size_img=64,
+        size_frame=3,
+        size_txt=24,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def run(tmp_path, config, monkeypatch):
+    """A run's folder with a checkpoint of both heads, in a folder with a clip."""
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4")
+    folder = tmp_path / "_snapshot" / "mine"
+    folder.mkdir(parents=True)
+    config.save(folder / "args.json")
+    torch.save(
+        PretrainModel(**encoder_arguments(config)).state_dict(), folder / "ckpt_violet_demo-qa_best.pt"
+    )
+    return folder
+
+
+def example() -> str:
+    """The lines of violet.py's docstring."""
+    lines = re.findall(r"^    ((?:from|violet|video|print).*)$", violet.__doc__ or "", re.MULTILINE)
+    assert 5 <= len(lines) <= 6
+    return "\n".join(lines)
+
+
+def test_the_example_runs_and_is_the_readmes(run, capsys):
+    exec(example(), {})
+    scores, answers = (eval(line) for line in capsys.readouterr().out.splitlines())
+    assert len(scores) == 2
+    assert len(answers) == 5
+    assert sum(share for _, share in answers) <= 1 + 1e-6
+    assert answers == sorted(answers, key=lambda pair: -pair[1])
+    readme = (ROOT / "README.md").read_text()
+    assert all(line in readme for line in example().splitlines())
+
+
+@torch.inference_mode()
+def test_scores_and_answers_are_those_of_the_tasks_own_models(run, config, tmp_path):
+    """Through other code: the datasets and models by which the scripts evaluate."""
+    loaded = violet.load(run)
+    texts = ["a red star moves left", "the circle", "a small blue square grows"]
+    video = loaded.encode_video("clip.mp4")
+    tokens = Tokens(config.txt_backbone, config.size_txt)
+    rows = [tokens(text) for text in texts]
+    txt, mask = torch.stack([a for a, _ in rows]), torch.stack([b for _, b in rows])
+    retrieval = RetrievalModel(**encoder_arguments(config)).eval()
+    retrieval.load_state_dict(read_tensors(run), strict=False)
+    want = retrieval.scores(video[None], retrieval.enc_txt(txt, mask), mask)[0]
+    assert loaded.match(video, texts) == pytest.approx(want.tolist(), abs=1e-5)
+    assert loaded.match("clip.mp4", texts) == pytest.approx(want.tolist(), abs=1e-5)
+    encoded = loaded.encode_text(texts[1])
+    assert encoded.shape == (4, 32)
+    assert loaded.match(video, [encoded, texts[0]]) == pytest.approx(want[[1, 0]].tolist(), abs=1e-5)
+
+    model = MaskModel(**encoder_arguments(config)).eval()
+    model.load_state_dict(read_tensors(run), strict=False)
+    videos = Videos(write_videos(tmp_path))
+    item = {"video": "clip0", "number": 0, "answer": "red"}
+    options = ["red star", "blue circle", "the square"]
+    asked = {
+        OpenEnded: {**item, "question": "what color is the star?"},
+        FillInTheBlank: {**item, "question": "a [MASK] star moves left"},
+        OptionNumber: {
+            **item,
+            "question": "which shape?",
+            "answer": 1,
+            **{f"option_{i}": option for i, option in enumerate(options)},
+        },
+    }
+    transform = Transform(["img_center_crop"], 64)
+    for kind, row in asked.items():
+        annotation = Annotation(Path("a.json"), {"test": [row]}, {})
+        questions = kind(annotation, "test", [row], videos, tokens, transform, 3, size_option=3)
+        sample = questions.sample(0)
+        ids, seen = sample["txt"][None], sample["mask"][None]
+        place = torch.tensor([sample["place"]])
+        logits = model.name_word(video[None], model.enc_txt(ids, seen), seen, place)[0]
+        if kind is OptionNumber:
+            shares = logits[OptionNumber.choices(tokens, 3)].softmax(0)
+            want = {option: float(share) for option, share in zip(options, shares, strict=True)}
+            got = dict(loaded.answer(video, row["question"], options))
+        else:
+            names = tokens.tokenizer.convert_ids_to_tokens(range(len(logits)))
+            want = dict(zip(names, logits.softmax(0).tolist(), strict=True))
+            got = dict(loaded.answer(video, row["question"], best=len(want)))
+        assert got == pytest.approx(want, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_frames_are_those_of_an_evaluation(run):
+    loaded = violet.load(run)
+    with av.open("clip.mp4") as container:
+        stored = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    picked = [stored[i].permute(2, 0, 1) for i in (0, 4, 8)]
+    want = loaded.network.enc_img(loaded.transform(picked, None)[None])[0]
+    torch.testing.assert_close(loaded.encode_video("clip.mp4"), want)
+
+
+def test_random_numbers_of_the_user_are_left_alone(run):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    loaded = violet.load(run)
+    assert torch.equal(torch.rand(3), want)
+    assert not any(module.training for module in loaded.network.modules())
+
+
+def test_a_head_that_is_not_there_is_named(tmp_path, config):
+    torch.save(ChoiceModel(**encoder_arguments(config)).state_dict(), tmp_path / "a.pt")
+    config.save(tmp_path / "args.json")
+    loaded = violet.load(tmp_path / "a.pt")
+    write_clip(tmp_path / "clip.mp4")
+    assert len(loaded.match(tmp_path / "clip.mp4", ["a star"])) == 1
+    with pytest.raises(UserError, match="has no fc_mtm, without which it cannot answer"):
+        loaded.answer(tmp_path / "clip.mp4", "what?")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for name in ("broken.mp4", "none.mp4"):
+        with pytest.raises(UserError, match=name):
+            loaded.encode_video(tmp_path / name)
+    (tmp_path / "args.json").unlink()
+    with pytest.raises(UserError, match=r"has no args\.json"):
+        violet.load(tmp_path / "a.pt")
+
+
+# ---------------------------------------------------------------------------------------- weights.py
+
+
+def test_export_then_load_is_the_identity(run, tmp_path):
+    before = torch.load(run / "ckpt_violet_demo-qa_best.pt", weights_only=True)
+    torch.save({**before, "raft.x": torch.zeros(2)}, run / "ckpt_violet_demo-qa_best.pt")
+    weights.main(["export", str(run), "--output", str(tmp_path / "out")])
+    published = torch.load(tmp_path / "out" / "ckpt_violet_demo-qa.pt", weights_only=True)
+    assert list(published) == sorted(before)  # a flat state dict without teachers, indices and all
+    for state in (published, read_tensors(tmp_path / "out" / "model.safetensors")):
+        assert state.keys() == before.keys()
+        assert all(torch.equal(state[key].view(torch.uint8), before[key].view(torch.uint8)) for key in before)
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["path_ckpt"] == str(tmp_path / "out" / "model.safetensors")
+    assert not [need for need in lacking(Config(**stored)) if not need.is_data]  # a script can run it
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "out").rename(moved)
+    loaded = violet.load(moved)
+    assert loaded.config.txt_backbone == str(moved / "text")  # it needs nothing that lies elsewhere
+    state = loaded.network.state_dict()
+    assert all(torch.equal(state[key], before[key]) for key in before if key in state)
+    assert loaded.answer("clip.mp4", "what color?") == violet.load(run).answer("clip.mp4", "what color?")
+
+
+def test_check_names_what_is_damaged_and_what_can_run(tmp_path, capsys, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "_snapshot"
+    content = bytearray((run / "ckpt_violet_demo-qa_best.pt").read_bytes())
+    (folder / "whole.pt").write_bytes(content)
+    content[len(content) // 2] ^= 1
+    (folder / "flipped.pt").write_bytes(content)
+    (folder / "raft_large_C_T_SKHT_V2-ff5fadd5.pth").write_bytes(b"x")
+    with pytest.raises(SystemExit) as ended:
+        weights.main(["check"])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"ERROR .*flipped\.pt: .*checksum", lines[0])
+    assert re.match(r"ERROR .*raft.*: it has 1 bytes, not the published 21106607", lines[1])
+    assert re.match(r"ok .*whole\.pt: \d+ tensors", lines[2])
+    state = next(line for line in lines if line.startswith("_args/_best/args_msvd-qa.json: lacks"))
+    assert all(name in state for name in ("bert-base-uncased", "ckpt_violet_msvd-qa.pt", "img_msvd.tsv"))
+
+
+def test_list_and_fetch_name_every_published_file(capsys, tmp_path):
+    weights.main(["list"])
+    text = capsys.readouterr().out
+    listed = (ROOT / "_snapshot" / "README.md").read_text()
+    for name, entry in PUBLISHED.items():
+        assert name in text
+        assert entry.page in text
+        assert re.sub(r"(ckpt_violet)_.*", r"\1_TASK.pt", name) in listed
+        assert entry.page in listed
+    with pytest.raises(UserError, match="has no address of its own: see https://drive"):
+        weights.main(["fetch", "ckpt_violet_msvd-qa.pt", "--folder", str(tmp_path)])
+    with pytest.raises(UserError, match=r"did you mean 'encoder\.pkl'"):
+        weights.main(["fetch", "encoder.pk"])
+
+
+# ----------------------------------------------------------------------------------------------- needs
+
+SCRIPTS = {
+    "pretrain": [main_pretrain_yaml],
+    "tgif-action": [main_qamc_tsv_mlm_gen_ans_idx],
+    "tgif-transition": [main_qamc_tsv_mlm_gen_ans_idx],
+    "msrvtt-mc": [main_qamc_tsv],
+    "lsmdc-mc": [main_qamc_tsv],
+    "lsmdc-fib": [main_qaoe_tsv_lsmdc_fib],
+    **{name: [main_qaoe_tsv_mlm_head] for name in ("tgif-frame", "msrvtt-qa", "msvd-qa")},
+    **{
+        f"{name}-retrieval": [main_retrieval_tsv, eval_retrieval_tsv]
+        for name in ("msrvtt", "didemo", "lsmdc")
+    },
+}
+CONFIGS = sorted([*ROOT.glob("_args/args_*.json"), *ROOT.glob("_args/_best/args_*.json")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "_args")))
+def test_every_published_config_starts_and_names_all_that_is_missing(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = json.loads(path.read_text())
+    wanted = ["bert-base-uncased"]
+    if given["type"] == "pretrain":
+        wanted += ["_snapshot/swin_base_patch244_window877_kinetics600_22k.pth"]
+        wanted += ["timm/swin_base_patch4_window7_224.ms_in22k"]
+        wanted += [*given["train_yaml"].values(), *given["val_yaml"].values()]
+    else:
+        wanted += [given["path_ckpt"], f"_data/img_{given['dataset']}.tsv", f"_data/txt_{given['task']}.json"]
+    for script in SCRIPTS[path.stem.removeprefix("args_")]:
+        monkeypatch.setattr(sys, "argv", ["x.py", "--config", str(path), "--device", "cpu"])
+        with pytest.raises(UserError) as stopped:
+            script.main()
+        message = str(stopped.value)
+        assert message.startswith(f"{given['task']} cannot start: {len(wanted)} of the things")
+        for name in wanted:
+            assert message.count(f": {name}") == 1, name
+    assert list(tmp_path.iterdir()) == []  # no run's folder is left
+
+
+def test_the_message_is_all_that_is_printed(tmp_path):
+    """In a process of its own, with its exit code."""
+    path = ROOT / "_args" / "_best" / "args_msvd-qa.json"
+    command = [sys.executable, str(ROOT / "main_qaoe_tsv_mlm_head.py"), "--config", str(path)]
+    environment = {"PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert lines[0] == "msvd-qa cannot start: 4 of the things that it needs are missing."
+    assert len(lines) == 7  # two titles, four things
+
+
+def test_what_is_there_is_not_missing(tmp_path, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path, "d")
+    (tmp_path / "txt_demo-qa.json").write_text("{}")
+    names = {need.name for need in lacking(config)}
+    swin = "_snapshot/swin_demo_patch244_window877_kinetics600_1k.pth"
+    # BERT's is a folder with sizes and words, but without weights
+    assert names == {config.txt_backbone, swin, "_data/img_.tsv", "_data/txt_demo-qa.json"}
+    found = Config(
+        **{
+            **vars(config),
+            "data_dir": str(tmp_path),
+            "dataset": "d",
+            "vis_backbone_init": "random",
+            "txt_backbone_rand_init": True,
+            "fusion_encoder_rand_init": True,
+        }
+    )
+    assert lacking(found) == []
+    assert not cached("no/such/name", ["config.json"])
+
+
+def test_files_that_a_corpus_names_are_looked_for(tmp_path):
+    (tmp_path / "a.yaml").write_text("img: [x.tsv, y.tsv]\ncaption: c.tsv\n")
+    (tmp_path / "y.tsv").write_text("")
+    config = Config(train_yaml={"a": str(tmp_path / "a.yaml")}, mvm_target=["pixel"])
+    names = [need.name for need in lacking(config) if need.is_data]
+    assert names == ["x.tsv", "c.tsv"]
+
+
+# --------------------------------------------------------------------------------------------- results
+
+
+def write_evaluation(folder: Path, task: str, figures: dict, **changes) -> None:
+    folder.mkdir()
+    given = json.loads((ROOT / "_args" / "_best" / f"args_{task}.json").read_text())
+    (folder / "args.json").write_text(json.dumps({**given, "size_epoch": 0, **changes}))
+    (folder / "eval.jsonl").write_text(json.dumps(figures) + "\n")
+
+
+def test_results_are_filled_from_evaluations_of_released_checkpoints_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{results.START}\n{results.END}\nafter\n")
+    write_evaluation(tmp_path / "_msvd-qa_1", "msvd-qa", {"test_acc": 0.6, "test_acc_adjusted": 0.5461})
+    write_evaluation(tmp_path / "_msvd-qa_2", "msvd-qa", {"test_acc": 0.9}, size_epoch=3)  # it trained
+    write_evaluation(tmp_path / "_msvd-qa_3", "msvd-qa", {"test_acc": 0.9}, path_ckpt="mine.pt")
+    ranked = {"t2v_r1": 0.251, "t2v_r5": 0.442, "t2v_r10": 0.549}
+    write_evaluation(tmp_path / "_lsmdc-retrieval_4", "lsmdc-retrieval", ranked, size_epoch=20)
+    write_evaluation(tmp_path / "_lsmdc-retrieval_5", "lsmdc-retrieval", {"test_acc": 1, "test_acc_t2v": 1})
+    results.main([*(str(path) for path in tmp_path.glob("_*")), "--write", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| msvd-qa | accuracy | 54.7 | 54.6 | 54.6 |" in text
+    assert "| 24.0 / 43.5 / 54.1 | 25.1 / 44.2 / 54.9 | 25.1 / 44.2 / 54.9 |" in text
+    assert "| tgif-frame | accuracy | 72.8 | 72.7 |  |" in text
+    results.main([str(tmp_path / "none"), "--write", str(page)])
+    assert page.read_text() == text  # what was measured stays
+
+
+def test_the_readmes_table_is_the_tools():
+    text = (ROOT / "README.md").read_text()
+    _, within, _ = results.split(text, ROOT / "README.md")
+    assert within.strip() == results.table(results.cells(within))
