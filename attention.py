@@ -35,7 +35,7 @@ class Attention(torch.autograd.Function):
         """Without dropout by the fused kernel, which a mask that asks for no gradient does not rule out."""
         kept = torch.rand(*q.shape[:3], k.shape[2], device=q.device) >= dropout if dropout else None
         if kept is None:
-            out = F.scaled_dot_product_attention(*(x.detach() for x in (q, k, v, mask)))
+            out = F.scaled_dot_product_attention(q.detach(), k.detach(), v.detach(), mask.detach())
         else:
             out = torch.empty_like(q)
             for part in parts(q, k):

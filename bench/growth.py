@@ -2,9 +2,9 @@
 
     python bench/growth.py
 
-Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device, so it
-takes no time). Measured: seconds of a training step at demo size. The exponent e is that of cost ~ x^e, fitted
-to the upper half of each range: 1 is linear.
+Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device, which
+computes nothing). Measured: seconds of a training step at demo size. The exponent e is that of cost ~ x^e,
+fitted to the upper half of each range: 1 is linear.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from measure import ROOT, flops, seconds
+from train_step import make_batch
 from transformers import BertConfig
 
 from model import PretrainModel
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs
-from train_step import make_batch
 from video_swin import SIZES
 
 BASE = {"batch": 4, "frames": 4, "pixels": 224, "text": 32}

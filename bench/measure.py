@@ -62,7 +62,7 @@ def bandwidth(device: torch.device, size: int = 1 << 28) -> float:
 
 
 def flops(work: Work) -> int:
-    """Of the matrix products and convolutions of a call; attention in its plain form, which can be counted."""
+    """Of the matrix products and convolutions of a call; attention in its plain form, which is counted."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         work()
     return counter.get_total_flops()

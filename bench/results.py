@@ -25,6 +25,7 @@ import torch
 from measure import ROOT, bandwidth, flops, fresh, matrix_rate, rival_seconds, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
+from train_step import make_batch
 from transformers import BertConfig
 
 from agent import peak_memory
@@ -37,7 +38,6 @@ from parallel import AMP
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
 from teachers import make_teachers
-from train_step import make_batch
 from video_swin import SIZES, VideoSwin
 
 Row = dict[str, Any]
@@ -84,7 +84,7 @@ def step_demo(amp: str, device: torch.device) -> Row:
 
 
 def target(name: str) -> Case:
-    """What a target adds to a step: its teacher on random weights, its head and loss, forward and backward."""
+    """What a target adds to a step: its teacher with random weights, its head and loss, both passes."""
 
     def case(amp: str, device: torch.device) -> Row:
         teachers = make_teachers(Config(mvm_target=[name], teacher_init="random"))
@@ -271,9 +271,10 @@ def head(device: torch.device) -> list[str]:
         f"Ceilings: matrix products {rates[0]:.0f} GFLOP/s in float32, {rates[1]:.0f} in bf16; memory "
         f"{bandwidth(device) / 1e9:.0f} GB/s.",
         "",
-        f"On a CPU, seconds are the processor's, divided by the threads (load of the machine: {load}). The share",
-        "is that of the matrix ceiling, measured in the same process, by the FLOPs that are needed: none for what",
-        "is computed again. Memory is the peak of the process, libraries included.",
+        "On a CPU, seconds are the processor's, divided by the threads: what the clock shows where no",
+        f"one else uses the machine (load when this began: {load}). The share is that of the matrix ceiling,",
+        "measured in the same process, by the FLOPs that are needed: none for what is computed again.",
+        "Memory is the peak of the process, libraries included. `beside`: so many times as fast as that.",
         "",
         "| work | precision | time | samples/s | share of ceiling | beside | GiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
