@@ -1,12 +1,13 @@
 # make demo   pre-train on a generated world of videos, on a laptop, and show what was learnt
 # make test   run the tests
 # make lint   check style and types
+# make bench  measure what everything costs: bench/RESULTS.md
 # Each makes .venv first when there is none or the requirements changed.
 
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 demo: $(READY)
 	.venv/bin/python _tools/run_demo.py
@@ -18,6 +19,9 @@ lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench: $(READY)
+	.venv/bin/python bench/results.py
 
 $(READY): requirements.txt requirements-dev.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

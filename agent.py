@@ -166,7 +166,7 @@ class Agent:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.run = open_run(config, world)
         self.folder = self.run.folder
-        report(config, sharing, self.precision)
+        report(config, sharing, self.precision, world.device)
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
         self.figures: dict[str, float] = {}  # of the last evaluation

@@ -187,7 +187,7 @@ class Transform:
                 if name == "img_rand_crop" and random is not None:
                     place = random.random(2)
                 squares.append(self.crop(frame, place))
-        return (torch.stack(squares).float() / 255 - MEAN) / STD
+        return torch.stack(squares).float().div_(255).sub_(MEAN).div_(STD)
 
     def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
         """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""

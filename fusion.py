@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
-from video_swin import attention
+from attention import attention
 
 
 class FusionLayer(nn.Module):

@@ -43,6 +43,13 @@ def choose_parallel(config: Config, world: World) -> str:
     return kind
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether it is an x86 processor without instructions for products of bf16."""
+    has = torch.cpu.get_capabilities()
+    known = device.type == "cpu" and has.get("architecture") == "x86_64"
+    return known and not (has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
     """The module to call in training, which exchanges gradients in the backward pass.
 
@@ -118,8 +125,10 @@ def clip(model: nn.Module, most: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def report(config: Config, kind: str, precision: str) -> None:
-    """Say what the published key `deepspeed` comes to here."""
+def report(config: Config, kind: str, precision: str, device: torch.device) -> None:
+    """Say what the published key `deepspeed` comes to here, and where bf16 gains nothing."""
+    if precision == "bf16" and emulates_bf16(device):
+        log.warning("amp bf16: this processor multiplies no bf16 (AVX512-BF16, AMX): float32 is faster.")
     if config.deepspeed:
         shared = "ZeRO-1" if kind == "zero1" else "one process, nothing to share" if kind == "none" else kind
         log.info("deepspeed: precision %s, %s", precision, shared)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from attention import attention
 from checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
 from lib import UserError
 from tensor_files import read_tensors
@@ -43,29 +44,6 @@ SIZES = {
     "base": Size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "large": Size(192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
-
-
-# ----------------------------------------------------------------------------------------- attention
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """`scaled_dot_product_attention` that keeps no attention matrix for the backward pass.
-
-    q: (B, heads, N, d); k, v: (B, heads, M, d); mask: what broadcasts to (B, heads, N, M), bool (True =
-    seen) or added to the scores -> (B, heads, N, d).
-    """
-    # But for CUDA's, the fused kernels know neither dropout nor a mask that learns; a plain form takes their
-    # place. Its matrices, more than all other activations of a Swin stage, are computed again when needed.
-    if q.device.type != "cuda" and (dropout > 0 or mask.requires_grad) and torch.is_grad_enabled():
-        return checkpoint(plain_attention, q, k, v, mask, dropout, use_reentrant=False)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """As `attention`, where every query sees something: torch's own plain form looks for those that don't."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
 # ------------------------------------------------------------------------------------------- windows

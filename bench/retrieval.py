@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from train_step import matrix_rate
+from measure import matrix_rate
 
 from agent import peak_memory
 from lib import choose_device

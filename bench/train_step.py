@@ -8,33 +8,19 @@ Each run is a process of its own, since its peak memory is that of the process. 
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from measure import flops, matrix_rate
 from transformers import BertConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agent import peak_memory, seeded
 from lib import choose_device
 from masking import SpecialTokens, mask_batch
 from model import PretrainModel
 from parallel import AMP
 from video_swin import SIZES
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 3072) -> float:
-    """FLOP/s of the best of a few square matrix products: the ceiling of this machine."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        float((a @ b)[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def make_batch(batch: int, frames: int, pixels: int, text: int, device: torch.device) -> dict[str, Any]:
@@ -71,9 +57,7 @@ def main() -> None:
     model = PretrainModel(bert, bert, SIZES["base"], use_checkpoint=options.use_checkpoint).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     batch = make_batch(options.batch, options.frames, options.pixels, options.text, device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(batch)
-    needed = 3 * counter.get_total_flops()  # the backward pass is two products for each of the forward's
+    needed = 3 * flops(lambda: model(batch))  # the backward pass is two products for each of the forward's
     seconds = []
     for _ in range(options.steps):
         start = time.perf_counter()

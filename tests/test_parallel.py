@@ -13,10 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from agent import compile_encoders
-from lib import Config, UserError, World, distributed
+from lib import Config, UserError, World, distributed, log
 from masking import mask_batch
 from model import PretrainModel, Violet
-from parallel import choose_parallel, choose_precision, joined
+from parallel import choose_parallel, choose_precision, joined, report
 from qa import ChoiceModel
 from resume import load_model, load_optimizer, optimizer_state, whole
 from video_swin import Size
@@ -229,3 +229,13 @@ def test_the_encoders_compile_in_whole_graphs_and_give_the_same(monkeypatch):
         output.sum().backward()
         found.append((output, model.enc_img.emb_cls.grad))
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_on_a_processor_that_only_emulates_it_is_warned_of(monkeypatch, has):
+    found = {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *_: warned.append(text))
+    report(Config(amp="bf16"), "none", "bf16", torch.device("cpu"))
+    assert len(warned) == (not has)

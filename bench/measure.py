@@ -1,0 +1,77 @@
+"""What the programs here share: clocks, this machine's ceilings, counted work, a process per measurement."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+Work = Callable[[], Any]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds; on a CPU those that its cores worked for this process, divided by its threads.
+
+    That is what the clock on the wall shows where no one else uses the machine and all threads are busy.
+    """
+    if device.type == "cpu":
+        return time.process_time() / torch.get_num_threads()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(work: Work, device: torch.device, repeats: int = 5, warm: int = 1) -> float:
+    """Of one call: the median of some, after `warm` that are not counted."""
+    return rival_seconds({"": work}, device, repeats, warm)[""]
+
+
+def rival_seconds(
+    works: dict[str, Work], device: torch.device, repeats: int = 5, warm: int = 1
+) -> dict[str, float]:
+    """As `seconds`, of several: they take turns, so that what else the machine does falls on all alike."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(warm + repeats):
+        for name, work in works.items():
+            start = clock(device)
+            work()
+            if number >= warm:
+                found[name].append(clock(device) - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 3072) -> float:
+    """FLOP/s of a square matrix product: the ceiling of this machine."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, device)
+
+
+def bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes/s that are read and written in copying what no cache holds."""
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2 * size / seconds(lambda: b.copy_(a), device)
+
+
+def flops(work: Work) -> int:
+    """Of the matrix products and convolutions of a call; attention in its plain form, which is counted."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        work()
+    return counter.get_total_flops()
+
+
+def fresh(program: str, arguments: Sequence[str], limit: float = 900) -> dict[str, Any]:
+    """Run a program here in a process of its own; the JSON object that is the last line it prints."""
+    command = [sys.executable, str(Path(__file__).parent / program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
