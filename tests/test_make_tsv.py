@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from fractions import Fraction
 from multiprocessing import active_children
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_tools"))
 import clips
@@ -513,6 +515,7 @@ def test_a_source_is_not_overwritten(tmp_path: Path) -> None:
 
 def run_until(seconds: float, source: Path, output: Path, *options: object) -> None:
     """Run, and be killed after so long, wherever that is."""
+    tqdm.set_lock(threading.RLock())  # tests and this process share tqdm's own, which would die with it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process as SIGKILL does: no code runs
     signal.setitimer(signal.ITIMER_REAL, seconds)
     run(source, output, *options)
