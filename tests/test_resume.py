@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_agent import free_port, lines, tiny_config
 from torch import nn
+from tqdm import tqdm
 
 import agent as engine
 import main_pretrain_yaml as script
@@ -35,6 +36,7 @@ def start(arguments: list[str], sabotage=lambda: None, rank: int = 0, port: int 
     if child:
         return child
     code = 1
+    tqdm.set_lock(threading.RLock())  # forked processes share tqdm's own: a killed one would keep it for ever
     try:
         if port:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
