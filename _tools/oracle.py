@@ -24,7 +24,7 @@ from lib import UserError, atomic_path
 from teachers import Teacher, to_bytes, to_pixels
 from tsv import Tsv
 
-LAYERS = 4  # of depth: the background's 0, and 1, 2, 3 of objects from near to far
+LAYERS = 4  # of depth: up to three objects', from near to far, and the background's
 
 
 def square(picture: np.ndarray, size: int) -> np.ndarray:
@@ -38,10 +38,10 @@ def square(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def inverse_depth(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """(size, size) float32: 0 is the background, 1 the nearest object."""
+    """(size, size) float32: 1 is the nearest object, and each layer behind it a quarter less."""
     masks = visible_masks(scene, frame)
-    nearness = np.array([(LAYERS - item.depth) / (LAYERS - 1) for item in scene.objects], np.float32)
-    return square(np.einsum("o,ohw->hw", nearness, masks), size)
+    before = np.array([(LAYERS - item.depth) / LAYERS for item in scene.objects], np.float32)
+    return square(1 / LAYERS + np.einsum("o,ohw->hw", before, masks), size)
 
 
 def flow(scene: Scene, first: int, second: int, size: int) -> np.ndarray:

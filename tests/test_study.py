@@ -83,8 +83,9 @@ def test_true_depth_orders_what_covers_what():
     for item, mask in zip(scene.objects, masks, strict=True):
         mask = mask[top : top + depth.shape[0], left : left + depth.shape[1]]
         if (mask > 0.99).any():
-            assert np.allclose(depth[mask > 0.99], 1 - (item.depth - 1) / 3)
-    assert (depth[masks[:, top : top + depth.shape[0], left : left + depth.shape[1]].sum(0) == 0] == 0).all()
+            assert np.allclose(depth[mask > 0.99], 1 - (item.depth - 1) / 4)
+    shown = masks[:, top : top + depth.shape[0], left : left + depth.shape[1]].sum(0)
+    assert (depth[shown == 0] == 0.25).all()
 
 
 def test_oracles_know_training_frames_and_no_others(world, tmp_path):
