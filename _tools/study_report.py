@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from results import split
-from study import BASE, CONDITIONS, STEPS, TARGETS
+from study import BASE, CONDITIONS, SHARE, STEPS, TARGETS
 
 from lib import atomic_path
 
@@ -192,7 +192,7 @@ Every run pre-trains {STEPS["pretrain"]} steps on the demo's world from the demo
 masks `{BASE["pretrain_masks"][0]}`, `p_mask` {BASE["p_mask"]}, unless the condition says otherwise. Then it
 fine-tunes {STEPS["qa"]} steps on open-ended questions (1024 of them test) and {STEPS["retrieval"]} on
 retrieval (256 texts and videos test). Conditions differ in MVM alone; its loss is weighted so that its
-gradient starts as large as that of MLM. `bm`, `am` and `p_mask` are with the target 2d_feature.
+gradient starts at {SHARE} of that of MLM. `bm`, `am` and `p_mask` are with the target 2d_feature.
 
 {START}
 {END}
