@@ -30,7 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modul
 from lib import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE: dict[str, Any] = {"pretrain_masks": ["rm"], "p_mask": 0.15}
+# what all runs have in common; `pretrain` is that of the conditions from which they differ
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: json.loads((ROOT / "_args" / f"study-{name}.json").read_text())
+    for name in ("pretrain", "qa", "retrieval")
+}
 TARGETS = ("pixel", "hog", "depth", "optical_flow", "vq", "3d_feature", "2d_feature", "2d_clip_feature")
 MASKED = "2d_feature"  # the target of the conditions that differ in their masks
 # name of a condition -> what it changes; `oracle` in place of its target's teacher
@@ -48,9 +52,10 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 SHARE = 0.1  # with as large a gradient as MLM, a target keeps matching from being learnt in so few steps
 SEEDS = (88, 89, 90)
-STEPS = {"pretrain": 300, "qa": 60, "retrieval": 40}  # of every run
+STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of every run
 QUICK = dict.fromkeys(STEPS, 4)
-QA, PAIRS, RANKING = "study-qa", "study-pairs", "study-retrieval"  # the tasks' text files
+QA, PAIRS = CONFIGS["qa"]["task"], CONFIGS["retrieval"]["task"]  # and so the names of their text files
+RANKING = "study-ranking"
 
 
 # ---------------------------------------------------------------------------------------- what runs read
@@ -72,20 +77,15 @@ def write_texts(data: Path) -> None:
 
 
 def pretraining(condition: str, data: Path, teachers: Path, backbone: Path) -> dict[str, Any]:
-    """The config of a condition's pre-training."""
-    config = json.loads((ROOT / "_args" / "demo-pretrain.json").read_text()) | BASE
+    """The config of a condition's pre-training, its files where they are."""
     changes = {key: value for key, value in CONDITIONS[condition].items() if key != "oracle"}
-    return config | changes | {
+    return CONFIGS["pretrain"] | changes | {
         "train_yaml": {"demo": str(data / "train.yaml")},
-        "val_yaml": {},
-        "mvm_weight": {},
-        "eval_start": False,
         "feature_teacher": str(backbone),
         "image_teacher": str(teachers / "swin2d"),
         "clip_teacher": str(teachers / "clip"),
         "depth_teacher": str(teachers / "dpt"),
         "dalle_model_path": str(teachers / "encoder.pkl"),
-        "flow_teacher": "dis",
     }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def weights(config: Any) -> dict[str, float]:
         masked = mask_batch(
             batch,
             ["rm"],
-            BASE["p_mask"],
+            CONFIGS["pretrain"]["p_mask"],
             tokens.special,
             config.size_patch,
             seeded(88, number),
@@ -164,46 +164,30 @@ def call(main: Callable[[], None], config: dict[str, Any], folder: Path) -> Path
     return max(folder.glob(f"_{config['task']}_*"))
 
 
-def task_config(name: str, task: str, checkpoint: Path, given: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The demo's config of a task, for a text file of the study."""
-    config = json.loads((ROOT / "_args" / f"demo-{name}.json").read_text())
-    return config | given | {"task": task, "path_ckpt": str(checkpoint), "max_steps": steps}
-
-
 def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Pre-train, answer, retrieve; what came out."""
     import eval_retrieval_tsv
     import main_pretrain_yaml
     import main_qaoe_tsv_mlm_head
     import main_retrieval_tsv
-    from lib import Config
 
     steps = QUICK if options.quick else STEPS
-    folder = options.output / f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = options.output / slug(condition, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if CONDITIONS[condition].get("oracle"):
-        use_oracles(options.data, options.teachers)
-    bert = str(options.data / "bert")
-    given = {"txt_backbone": bert, "fusion_encoder": bert, "vis_backbone_path": str(options.backbone)}
-    given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data), "save_minutes": 1e4}
-    config = pretraining(condition, options.data, options.teachers, options.backbone) | given
-    config["max_steps"] = steps["pretrain"]
-    seconds = {}
-    start = time.perf_counter()
-    if condition != "none":
-        config["mvm_weight"] = weights(Config(**config))
-    pretrained = call(main_pretrain_yaml.main, config, folder)
+    clock = Clock()
+    config, given = configs(condition, seed, folder, options)
+    pretrained = call(main_pretrain_yaml.main, config | {"max_steps": steps["pretrain"]}, folder)
     checkpoint = max(pretrained.glob("ckpt_violet_*.pt"), key=lambda path: path.stat().st_mtime)
-    seconds["pretrain"] = time.perf_counter() - start
-    answered = call(
-        main_qaoe_tsv_mlm_head.main, task_config("qa", QA, checkpoint, given, steps["qa"]), folder
-    )
-    seconds["qa"] = time.perf_counter() - start - sum(seconds.values())
-    pairs = task_config("retrieval", PAIRS, checkpoint, given, steps["retrieval"])
+    clock.stop("pretrain")
+    given |= {"path_ckpt": str(checkpoint)}
+    questions = CONFIGS["qa"] | given | {"max_steps": steps["qa"]}
+    answered = call(main_qaoe_tsv_mlm_head.main, questions, folder)
+    clock.stop("qa")
+    pairs = CONFIGS["retrieval"] | given | {"max_steps": steps["retrieval"]}
     last = call(main_retrieval_tsv.main, pairs, folder) / f"ckpt_violet_{PAIRS}_last.pt"
     ranked = call(eval_retrieval_tsv.main, pairs | {"task": RANKING, "path_ckpt": str(last)}, folder)
-    seconds["retrieval"] = time.perf_counter() - start - sum(seconds.values())
+    clock.stop("retrieval")
     result = {
         "condition": condition,
         "seed": seed,
@@ -212,10 +196,38 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         "pretraining": last_row(pretrained / "metrics.jsonl"),
         "qa": last_row(answered / "eval.jsonl"),
         "retrieval": last_row(ranked / "eval.jsonl"),
-        "seconds": {name: round(value) for name, value in seconds.items()},
+        "seconds": clock.seconds,
     }
     shutil.rmtree(folder)  # its checkpoints are large, and can be made again
     return result
+
+
+def configs(
+    condition: str, seed: int, folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of the pre-training, its losses weighted, and what it has in common with the tasks'."""
+    from lib import Config
+
+    if CONDITIONS[condition].get("oracle"):
+        use_oracles(options.data, options.teachers)
+    bert = str(options.data / "bert")
+    given = {"txt_backbone": bert, "fusion_encoder": bert, "vis_backbone_path": str(options.backbone)}
+    given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data)}
+    config = pretraining(condition, options.data, options.teachers, options.backbone) | given
+    config["mvm_weight"] = {} if condition == "none" else weights(Config(**config))
+    return config, given
+
+
+class Clock:
+    """Seconds of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.perf_counter(), dict[str, int]()
+
+    def stop(self, stage: str) -> None:
+        """This stage ends, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[stage], self.start = round(now - self.start), now
 
 
 def last_row(path: Path) -> dict[str, Any]:
@@ -226,9 +238,14 @@ def last_row(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- many runs
 
 
+def slug(condition: str, seed: int) -> str:
+    """The name of a run in paths."""
+    return f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
 def place(results: Path, condition: str, seed: int) -> Path:
     """Where the result of a run is, or would be."""
-    return results / f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+    return results / f"{slug(condition, seed)}.json"
 
 
 def run_all(options: argparse.Namespace) -> None:

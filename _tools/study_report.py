@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from results import split
-from study import BASE, CONDITIONS, SHARE, STEPS, TARGETS
+from study import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 
 from lib import atomic_path
 
@@ -186,6 +186,7 @@ def write_report(results: Path, page: Path, picture: Path) -> None:
     print(f"{page}\n{table(runs)}")
 
 
+BASE = CONFIGS["pretrain"]
 PAGE = f"""# The study in miniature, by `make study`
 
 Every run pre-trains {STEPS["pretrain"]} steps on the demo's world from the demo's video encoder: batch 16,
