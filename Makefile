@@ -2,12 +2,13 @@
 # make test   run the tests
 # make lint   check style and types
 # make bench  measure what everything costs: bench/RESULTS.md
+# make study  which target makes MVM useful, in miniature: bench/STUDY.md (hours; goes on where it stopped)
 # Each makes .venv first when there is none or the requirements changed.
 
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench study
 
 demo: $(READY)
 	.venv/bin/python _tools/run_demo.py
@@ -22,6 +23,9 @@ lint: $(READY)
 
 bench: $(READY)
 	.venv/bin/python bench/results.py
+
+study: $(READY)
+	.venv/bin/python _tools/study.py
 
 $(READY): requirements.txt requirements-dev.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

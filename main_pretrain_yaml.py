@@ -30,8 +30,9 @@ UNREAD += ("enable_task_token", "mask_pos", "multi_clip_testing")
 def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:
     """Hide words and patches; attended masking looks at the pair as it is first."""
     masks = config.pretrain_masks
-    if not config.mvm_on_images and batch["img"].shape[1] == 1:
-        masks = []  # one-frame clips keep all patches
+    left_out = not config.mvm_on_images and batch["img"].shape[1] == 1  # one-frame clips
+    if "mvm" not in config.pretrain_tasks or left_out:
+        masks = []  # what nobody is asked for stays to be seen
     attention = None
     if "am" in masks:
         attention = model.attention_received(batch["img"], batch["txt"], batch["mask"])

@@ -82,12 +82,12 @@ def cell_of(figures: dict[str, float]) -> str:
     return "" if score is None or "test_acc_t2v" in figures else f"{100 * score:.1f}"
 
 
-def split(text: str, path: Path) -> tuple[str, str, str]:
-    """A page before, within and behind its table."""
-    before, mark, rest = text.partition(START)
-    within, end, behind = rest.partition(END)
+def split(text: str, path: Path, start: str = START, finish: str = END) -> tuple[str, str, str]:
+    """A page before, within and behind the table that two marks enclose."""
+    before, mark, rest = text.partition(start)
+    within, end, behind = rest.partition(finish)
     if not mark or not end:
-        raise UserError(f"{path} has no table between {START} and {END}.")
+        raise UserError(f"{path} has no table between {start} and {finish}.")
     return before, within, behind
 
 

@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
+import main_pretrain_yaml
 from checkpoint import load_checkpoint
+from dataset import Tokens
 from lib import Config, UserError
 from model import PretrainModel, bert_config, read_bert
 from mvm_targets import TARGETS
@@ -301,3 +303,15 @@ def test_heads_of_a_checkpoint_go_to_the_targets_that_they_fit(tmp_path, stored,
 
 def test_registry_holds_the_targets_of_the_config():
     assert sorted(TARGETS) == sorted(ALL)
+
+
+@pytest.mark.parametrize("tasks", [["mlm", "vtm"], ["mlm", "vtm", "mvm"]])
+def test_patches_are_hidden_only_where_they_are_asked_for(tmp_path, bert_folder, tasks):
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, tasks=tasks, targets=["pixel"])
+    config = Config(pretrain_tasks=tasks, pretrain_masks=["rm"], p_mask=0.9)
+    tokens = Tokens(str(bert_folder), 8)
+    given = {key: value for key, value in masked_batch().items() if key in ("img", "txt", "mask", "valid")}
+    batch = main_pretrain_yaml.mask(given, torch.Generator().manual_seed(0), model, config, tokens)
+    assert batch["mvm_mask"].any().item() is ("mvm" in tasks)
+    assert torch.equal(batch["masked_img"], batch["img"]) is ("mvm" not in tasks)
+    assert (batch["ans_mlm"] >= 0).any()
