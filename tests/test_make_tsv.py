@@ -604,13 +604,16 @@ def test_the_manifest_says_what_was_made_of_what(four: Path, tmp_path: Path) -> 
 def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within JPEG loss: the same frames, turned, with square pixels, from wherever the script is started."""
     write_video(tmp_path / "in/a.mp4", frames=40, aspect=Fraction(4, 3))
-    write_image(tmp_path / "in/b.png")
-    rows = "".join(f"{line}\n" for line in ("a.mp4,,a,a,", "a.mp4,,part,b,0.4", ",b.png,b,c,"))
+    write_video(tmp_path / "in/large.mp4", frames=3, size=(640, 360))
+    write_image(tmp_path / "in/b.png", size=(400, 300))
+    lines = ("a.mp4,,a,a,", "a.mp4,,part,b,0.4", "large.mp4,,large,c,", ",b.png,b,d,")
+    rows = "".join(f"{line}\n" for line in lines)
     (tmp_path / "in/c.csv").write_text("video,image,id,caption,start\n" + rows)
     monkeypatch.chdir(tmp_path)
     run(Path("in/c.csv"), Path("stored"), "--quality", 100)
     run(Path("in/c.csv"), Path("linked"), "--link")
-    assert [row[1] for row in read_rows(Path("linked"))] == ["../in/a.mp4", "../in/a.mp4", "../in/b.png"]
+    names = ["../in/a.mp4", "../in/a.mp4", "../in/large.mp4", "../in/b.png"]
+    assert [row[1] for row in read_rows(Path("linked"))] == names
     monkeypatch.chdir("/")
     for stored, linked in zip(read_rows(tmp_path / "stored"), read_rows(tmp_path / "linked"), strict=True):
         pictures = [
@@ -618,7 +621,7 @@ def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.Mon
             for row, name in ((stored, "stored"), (linked, "linked"))
         ]
         numbers = list(range(len(pictures[0])))
-        assert len(pictures[1]) == len(numbers) == {"a": 32, "part": 30, "b": 1}[stored[0]]
+        assert len(pictures[1]) == len(numbers) == {"a": 32, "part": 30, "large": 3, "b": 1}[stored[0]]
         for one, other in zip(*(frames.read(numbers) for frames in pictures), strict=True):
             assert one.shape == other.shape
             assert (one.float() - other.float()).abs().mean() < 1.5
