@@ -180,6 +180,7 @@ def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling
     for frame in read_frames(item.path, begin if item.start else None, sampling.rate):
         times.append(frame.time)
         if frame.time >= stop:
+            end = stop  # whatever is said of how long the last frame lasts
             break
         end = frame.end
         if frame.time in keep:

@@ -253,6 +253,8 @@ def test_variable_frame_rate_goes_by_the_clock(tmp_path: Path) -> None:
     run(write_csv(tmp_path / "c.csv", [("a.mkv", "a clip")]), tmp_path / "out", "--fps", 1)
     levels = [np.asarray(picture(field)).mean() / STEP for field in read_rows(tmp_path / "out")[0][1:]]
     assert np.round(levels).tolist() == [0, 3, 4, 5, 6]  # on screen after 0, 1, 2, 3 (and 4), 5 seconds
+    run(tmp_path / "c.csv", tmp_path / "window", "--start", 0.1, "--end", 2, "--frames", 2)
+    assert [len(row) - 1 for row in read_rows(tmp_path / "window")] == [2]  # though 0.3 to 2 has no frame
 
 
 def test_metadata_that_are_not_utf8(tmp_path: Path) -> None:

@@ -245,15 +245,16 @@ def test_lineidx_points_at_rows(four: Path, tmp_path: Path) -> None:
         assert [data[offset:].split(b"\t")[0] for offset in offsets] == [b"clip0", b"clip2", b"clip3"]
 
 
-def test_tsv_frames_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_tsv_frames_are_kept_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     jpeg = base64.b64encode(write_image(tmp_path / "a.jpg").read_bytes())
     longer = base64.b64encode((tmp_path / "a.jpg").read_bytes() + b"\0" * 9)  # bytes after the end do no harm
     rows = [b"a\t" + jpeg, b"b\tfield\t" + longer, b"c\t" + jpeg]
     rows += [b"d\t" + jpeg[:400], b"e\t%s\t%s" % (jpeg, base64.b64encode(b"GIF89a")), b"f\tfield", b"g\t"]
     source = tmp_path / "old.tsv"
     source.write_bytes(b"\n".join(rows))  # without a line break at the end
-    captions = write_json(tmp_path / "c.json", {id_: [f"caption {id_}"] for id_ in "abdefg"})
+    captions = write_json(tmp_path / "c.json", {id_: [f"caption {id_}"] for id_ in "abdefgxy"})
     run(source, tmp_path / "out", "--captions", captions)
+    assert "old.tsv has nothing for the captions of 2 ids, the first x" in capsys.readouterr().out
     assert (tmp_path / "out/x.img.tsv").read_bytes() == b"a\t%s\nb\t%s\n" % (jpeg, longer)
     assert read_captions(tmp_path / "out") == {"a": ["caption a"], "b": ["caption b"]}
     assert yaml.safe_load((tmp_path / "out/x.yaml").read_text())["image"] is True
