@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SAME = 1e-4  # seconds within which two times are one
 APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
+SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders whose NONREF is exact
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
@@ -33,6 +34,13 @@ class Frame(NamedTuple):
     """width / height of a pixel of the picture"""
     picture: Callable[[], Image.Image]
     """upright, RGB"""
+    damaged: bool = False
+    """whether the decoder says so of this frame, or of one since the last key frame, on which it may build"""
+
+    def check(self) -> None:
+        """Raise `ValueError` if it is damaged."""
+        if self.damaged:
+            raise ValueError(f"damaged: the decoder has guessed what it shows at {self.time:.2f} seconds")
 
 
 def read_frames(path: Path, start: float | None = None, rate: float = 0) -> Iterator[Frame]:
@@ -69,10 +77,10 @@ def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
         return on_screen(picture_frames(path), times)
     with open_video(path) as (container, stream):
         try:
-            picked = []
+            picked: list[Frame] = []
+            seek(container, stream, times[0])  # some containers read their index then
             for group in by_key_frame(times, key_times(stream)):
-                seek(container, stream, group[0])
-                picked += on_screen(video_frames(container, stream, sought=True), group, may_precede=False)
+                picked += on_screen(frames_between(container, stream, group), group, may_precede=False)
             return picked
         except (Late, av.FFmpegError):  # a wrong index, or none: read it from the beginning
             pass
@@ -96,7 +104,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def seconds(pts: int, time_base: Any) -> float:
     """A time stamp in seconds."""
-    return round(float(pts * time_base), 6)
+    return round(pts * time_base.numerator / time_base.denominator, 6)
 
 
 def seek(container: Any, stream: Any, time: float) -> None:
@@ -125,6 +133,36 @@ def by_key_frame(times: Sequence[float], keys: Sequence[float]) -> list[list[flo
     return groups
 
 
+def frames_between(container: Any, stream: Any, times: Sequence[float]) -> Iterator[Frame]:
+    """The frames on screen at the ascending `times`, and others from the key frame before on.
+
+    Of the others those that no frame builds on are not decoded: of most H.264 half.
+    """
+    shown = None
+    if stream.codec_context.name in SKIPPING:
+        seek(container, stream, times[0])
+        shown = shown_stamps(container, stream, times)
+    seek(container, stream, times[0])
+    yield from video_frames(container, stream, sought=True, shown=shown)
+
+
+def shown_stamps(container: Any, stream: Any, times: Sequence[float]) -> set[int] | None:
+    """Time stamps of the packets whose frames are on screen at the times; None where a packet has none."""
+    stamps = []
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue  # it says that the file ends
+        if packet.pts is None:
+            return None
+        if not packet.is_discard:
+            stamps.append(packet.pts)
+        if packet.dts is not None and seconds(packet.dts, stream.time_base) > times[-1] + SAME:
+            break  # what is decoded later is shown later
+    stamps.sort()
+    starts = [seconds(stamp, stream.time_base) for stamp in stamps]
+    return {stamps[bisect.bisect_right(starts, time + SAME) - 1] for time in times} if stamps else None
+
+
 def frames_from(path: Path, start: float) -> Iterator[Frame]:
     """The frames of a video from the key frame before `start` on, from the first where that is not found."""
     with open_video(path) as (container, stream), contextlib.suppress(Late):
@@ -138,15 +176,17 @@ def frames_from(path: Path, start: float) -> Iterator[Frame]:
     yield from read_frames(path)
 
 
-def video_frames(container: Any, stream: Any, sought: bool = False) -> Iterator[Frame]:
+def video_frames(
+    container: Any, stream: Any, sought: bool = False, shown: set[int] | None = None
+) -> Iterator[Frame]:
     """The frames from where the container is on; a time that is missing follows from the frame rate.
 
-    After a seek (`sought`) it cannot: then `Late` is raised.
+    After a seek (`sought`) it cannot: then `Late` is raised. `shown` is as in `decoded`.
     """
     aspect = float(stream.sample_aspect_ratio or 1)
     step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-    latest, deadline = None, clock.monotonic() + PATIENCE
-    for frame in container.decode(stream):
+    latest, damaged, deadline = None, False, clock.monotonic() + PATIENCE
+    for frame in decoded(container, stream, shown):
         if clock.monotonic() > deadline:
             raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds")
         if frame.pts is not None:
@@ -160,22 +200,25 @@ def video_frames(container: Any, stream: Any, sought: bool = False) -> Iterator[
         latest = round(time, 6)
         length = float(frame.duration * frame.time_base) if frame.duration else step
         turned = frame.rotation % 180 == 90
-        yield Frame(latest, latest + length, 1 / aspect if turned else aspect, Picture(frame))
+        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+        picture = functools.partial(upright, frame)
+        yield Frame(latest, latest + length, 1 / aspect if turned else aspect, picture, damaged)
 
 
-class Picture:
-    """The picture of a decoded frame, made when called."""
+def decoded(container: Any, stream: Any, shown: set[int] | None) -> Iterator[Any]:
+    """What the decoder gives; with `shown`, of other time stamps only the frames that others build on."""
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        if shown is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in shown else "NONREF"
+        yield from packet.decode()
 
-    def __init__(self, frame: Any) -> None:
-        self.frame = frame
 
-    def __call__(self) -> Image.Image:
-        """Upright, RGB; raises `ValueError` where the decoder says that it is damaged."""
-        if self.frame.is_corrupt:
-            raise ValueError(f"its frame at {self.frame.time} seconds is damaged")
-        turn = round(self.frame.rotation) % 360  # degrees, counterclockwise
-        picture = self.frame.to_image()
-        return picture.rotate(turn, expand=True) if turn else picture
+def upright(frame: Any) -> Image.Image:
+    """The picture of a decoded frame, RGB, turned as its metadata say."""
+    turn = round(frame.rotation) % 360  # degrees, counterclockwise
+    picture = frame.to_image()
+    return picture.rotate(turn, expand=True) if turn else picture
 
 
 def is_cut_gif(path: Path) -> bool:
@@ -272,7 +315,7 @@ def on_screen(frames: Iterable[Frame], times: Sequence[float], may_precede: bool
             return picked
         last = frame
     if last is None:
-        raise ValueError("not one frame in it")
+        raise ValueError("not one frame in it") if may_precede else Late
     missing = times[len(picked) :]
     if missing and missing[-1] > last.end + LEEWAY:
         raise ValueError(f"it ends at {last.end:.2f} seconds; a frame is wanted at {missing[-1]:.2f}")

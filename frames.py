@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image
 
-from decoding import IMAGES, frames_at, resize, stated_times
+from decoding import IMAGES, Frame, frames_at, resize, stated_times
 from tsv import BadRow
 
 # of published files the pixels count, not what their EXIF data say of their orientation
 DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, whole or damaged
 JPEG_START = b"\xff\xd8"
-FILE = re.compile(rb"[^\0]{0,4096}\.[A-Za-z0-9]{2,5}")  # a path with an ending; base64 has no dots
+# a path with an ending (base64 has no dots), times, longest side
+FILE = re.compile(rb"([^\0\t]{0,4096}\.[A-Za-z0-9]{2,5})(?:\t(\[[^\t]*)(?:\t([1-9][0-9]{0,4}))?)?")
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -86,11 +87,12 @@ class Stored:
 class Linked:
     """The frames of the video file or picture that a row names.
 
-    `times` are those that count, in seconds; without them all that the file has.
+    `times` are those that count, a JSON list of seconds; without them all that the file has. `size` is
+    their longest side at most, as that of stored frames; without it they are as large as in the file.
     """
 
-    def __init__(self, path: Path, times: bytes | None) -> None:
-        self.path = path
+    def __init__(self, path: Path, times: bytes | None = None, size: int | None = None) -> None:
+        self.path, self.size = path, size
         try:
             if times is not None:
                 self.times = [float(time) for time in json.loads(times)]
@@ -107,10 +109,16 @@ class Linked:
         wanted = sorted({self.times[number] for number in numbers})
         try:
             frames = dict(zip(wanted, frames_at(self.path, wanted), strict=True))
-            pictures = {t: np.array(resize(frame.picture(), frame.aspect)) for t, frame in frames.items()}
+            pictures = {time: self.picture(frame) for time, frame in frames.items()}
         except Exception as error:  # decoders raise many kinds
             raise BadRow(f"{self.path}: {error}") from error
-        return [torch.from_numpy(pictures[self.times[number]]).permute(2, 0, 1) for number in numbers]
+        return [pictures[self.times[number]] for number in numbers]
+
+    def picture(self, frame: Frame) -> Tensor:
+        """(3, H, W) uint8 of square pixels; raises `ValueError` where the frame is damaged."""
+        frame.check()
+        picture = np.array(resize(frame.picture(), frame.aspect, self.size))
+        return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 Frames = Stored | Linked
@@ -118,9 +126,10 @@ Frames = Stored | Linked
 
 def row_frames(fields: Sequence[bytes], folder: Path) -> Frames:
     """The frames of a row of a TSV in `folder`; raises `BadRow` if it has none."""
-    times = fields[2] if len(fields) == 3 else None
-    if len(fields) in (2, 3) and FILE.fullmatch(fields[1]) and (times is None or times.startswith(b"[")):
-        frames: Frames = Linked(folder / os.fsdecode(fields[1]), times)
+    named = FILE.fullmatch(b"\t".join(fields[1:])) if len(fields) <= 4 else None
+    if named:
+        path, times, size = named.groups()
+        frames: Frames = Linked(folder / os.fsdecode(path), times, int(size) if size else None)
     else:
         # downstream rows have one more field before the frames, which is no base64
         extra = len(fields) > 2 and not BASE64.match(fields[1])

@@ -21,10 +21,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 import public_captions as captions
 import public_questions as questions
-from public_files import Public
+from public_files import Item, Public
 
 from lib import UserError, atomic_path, lookup
-from tsv import Tsv, find_ids, write_lineidx
+from tsv import Tsv, read_id2lineidx, write_lineidx
 
 SPLITS = ("train", "val", "test")
 LISTED = 10  # missing videos that are printed
@@ -52,9 +52,10 @@ class Corpus:
 
 
 LSMDC = {"train": 101_079, "val": 7_408}
+MSRVTT = {"train": 140_200, "val": 39_800, "test": 1_000}  # of 9k/1k-A
 DIDEMO = {"train": 8_395, "val": 1_065, "test": 1_004}  # videos
 TASKS = {
-    "msrvtt-retrieval": Task(captions.msrvtt_retrieval, "msrvtt", {"train": 180_000, "test": 1_000}),
+    "msrvtt-retrieval": Task(captions.msrvtt_retrieval, "msrvtt", MSRVTT),
     "lsmdc-retrieval": Task(captions.lsmdc_retrieval, "lsmdc", {**LSMDC, "test": 1_000}),
     "didemo-retrieval": Task(captions.didemo_retrieval, "didemo", DIDEMO),
     "msrvtt-qa": Task(questions.msrvtt_qa, "msrvtt", {"train": 158_581, "val": 12_278, "test": 72_821}),
@@ -80,27 +81,47 @@ CORPORA = {
 def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
     """Convert, write `txt_TASK.json`, and say how it compares."""
     task = TASKS[name]
-    content = task.convert(public, val_share)
+    content = dict(task.convert(public, val_share))
+    check_roles(public)
+    splits = {split: with_words(split, content[split]) for split in SPLITS if split in content}
     path = data / f"txt_{task.name or name}.json"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(content | splits, ensure_ascii=False), encoding="utf-8")
     frames = data / f"img_{task.dataset}.tsv"
-    known = set(find_ids(frames)) if frames.is_file() else None
-    counts = {split: len(content[split]) for split in SPLITS if split in content}
+    known = set(read_id2lineidx(frames)) if frames.is_file() else None
     print(f"{path}\n{'split':8}{'samples':>10}{'published':>11}{'videos':>9}{'missing':>9}")
-    for split, count in counts.items():
-        videos = list(dict.fromkeys(item["video"] for item in content[split]))
-        published = task.published.get(split)
+    for split, items in splits.items():
+        videos = list(dict.fromkeys(item["video"] for item in items))
         missing = [] if known is None else [video for video in videos if video not in known]
         said = "?" if known is None else str(len(missing))
-        print(f"{split:8}{count:>10}{published or '':>11}{len(videos):>9}{said:>9}")
+        print(f"{split:8}{len(items):>10}{task.published.get(split, ''):>11}{len(videos):>9}{said:>9}")
         if missing:
-            print(f"  missing: {', '.join(missing[:LISTED])}{' ...' if len(missing) > LISTED else ''}")
+            print(f"  missing: {first_of(missing)}")
     if "train+val" in task.published:
-        both = counts.get("train", 0) + counts.get("val", 0)
+        both = sum(len(splits.get(split, [])) for split in ("train", "val"))
         print(f"train and val: {both}, published {task.published['train+val']}; val is drawn from train")
     if known is None:
         print(f"{frames} is not there yet: make_tsv.py --frames_only --name {task.dataset} makes it")
+
+
+def with_words(split: str, items: list[Item]) -> list[Item]:
+    """The items without those whose caption is empty, which are named."""
+    empty = [item["video"] for item in items if not item.get("caption", True)]
+    if empty:
+        print(f"{split}: {len(empty)} captions without a word are left out, of {first_of(empty)}")
+    return [item for item in items if item.get("caption", True)]
+
+
+def check_roles(public: Public) -> None:
+    """Say which files were read; raise `UserError` if one was named for what nothing is read for."""
+    for role in public.named:
+        lookup(public.roles, role, "--file")
+    print("".join(f"{role}: {path}\n" for role, path in public.used.items()), end="")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Some names, and whether there are more."""
+    return f"{', '.join(names[:LISTED])}{' ...' if len(names) > LISTED else ''}"
 
 
 # ------------------------------------------------------------------------------------------ pre-training
@@ -110,11 +131,13 @@ def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) 
     """Captions row for row of the frames files; rows without one have an empty list, and no pair."""
     corpus = CORPORA[name]
     texts = {id_: " ".join(text.split()) for id_, text in corpus.convert(public, corpus.split).items()}
+    check_roles(public)
     lacking, pairs, seen, files = [], [], set(), []
     for source, path in enumerate(frames):
         tsv, lines = Tsv(path), []
         for row in range(len(tsv)):
-            id_ = tsv.map[int(tsv.offsets[row]) :][:1024].split(b"\t", 1)[0].decode(errors="replace")
+            start = int(tsv.offsets[row])  # of a row that may be long: its id is at the beginning
+            id_ = tsv.map[start : start + 1024].split(b"\t", 1)[0].decode(errors="replace")
             text = texts.get(id_, "")
             lines.append(f"{id_}\t{json.dumps([{'caption': text}] if text else [])}\n")
             if text:
@@ -131,7 +154,13 @@ def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) 
     print(f"{data / name}.yaml: {len(pairs)} pairs; {len(texts)} captions, published {corpus.published}")
     for what, ids in (("captions without a row", missing), ("rows without a caption", lacking)):
         if ids:
-            print(f"{len(ids)} {what}: {', '.join(ids[:LISTED])}{' ...' if len(ids) > LISTED else ''}")
+            print(f"{len(ids)} {what}: {first_of(ids)}")
+
+
+def frames_of(name: str, data: Path) -> list[Path]:
+    """The frames files of a corpus: one, or those that `--shard_gb` has numbered."""
+    parts = [path for path in data.glob(f"img_{name}.*.tsv") if path.suffixes[0][1:].isdecimal()]
+    return sorted(parts, key=lambda path: int(path.suffixes[0][1:])) or [data / f"img_{name}.tsv"]
 
 
 def write_yaml(
@@ -167,7 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--file", action="append", default=[], metavar="ROLE=PATH", help="one that has another name")
     add("--data", type=Path, default=Path("_data"), help="folder to write to (default: _data)")
     add(
-        "--frames", type=Path, nargs="+", help="of a caption corpus: the frames files (default: img_NAME.tsv)"
+        "--frames",
+        type=Path,
+        nargs="+",
+        help="of a caption corpus: the frames files (default: img_NAME.tsv, or its parts)",
     )
     add("--val_share", type=float, default=0.1, help="of the training videos, where no val is published")
     args = parser.parse_args(arguments)
@@ -181,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.dataset in TASKS:
             write_task(args.dataset, public, args.data, args.val_share)
         else:
-            frames = args.frames or [args.data / f"img_{args.dataset.split('-')[0]}.tsv"]
+            frames = args.frames or frames_of(args.dataset.split("-")[0], args.data)
             write_corpus(args.dataset, public, args.data, frames)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"the files of {args.dataset} in {args.folder} are not of the published form ({error!r}); "
             "_data/README.md shows it."

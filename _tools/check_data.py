@@ -26,7 +26,8 @@ from checks import Report, Sample, check_downstream, check_pretrain
 from dataset import Tokens
 from lib import Config, UserError, atomic_path, load_config, log
 
-SIDE = 128  # pixels of a frame on the contact sheet
+SIDE = 128  # pixels of a frame on the contact sheet, its longer side
+TEXT = 40  # pixels of the text below frames
 FIRST = 300  # characters of the first fault
 
 
@@ -51,19 +52,28 @@ def shorten(text: str) -> str:
 
 def contact_sheet(clips: Sequence[tuple[str, Sequence[Tensor]]]) -> Image.Image:
     """A row per clip: its frames, its text below."""
-    columns = max(len(frames) for _, frames in clips)
-    height = SIDE + 32
-    sheet = Image.new("RGB", (max(columns, 4) * (SIDE + 4), len(clips) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, (text, frames) in enumerate(clips):
-        for column, frame in enumerate(frames):
-            picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
-            picture.thumbnail((SIDE, SIDE))
-            left, top = column * (SIDE + 4), row * height
-            sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + SIDE - picture.height))
-        lines = textwrap.wrap(text, width=sheet.width // 6)[:2]
-        draw.multiline_text((2, row * height + SIDE + 1), "\n".join(lines), fill="black", spacing=1)
+    columns = max(4, *(len(frames) for _, frames in clips))
+    strips = [draw_clip(text, frames, columns * (SIDE + 4)) for text, frames in clips]
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)))
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
     return sheet
+
+
+def draw_clip(text: str, frames: Sequence[Tensor], width: int) -> Image.Image:
+    """A clip's frames beside each other, its text below."""
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
+    for picture in pictures:
+        picture.thumbnail((SIDE, SIDE))
+    height = max(picture.height for picture in pictures)
+    strip = Image.new("RGB", (width, height + TEXT), "white")
+    for column, picture in enumerate(pictures):
+        strip.paste(picture, (column * (SIDE + 4), height - picture.height))
+    lines = textwrap.wrap(text, width=width // 6)[:2]
+    ImageDraw.Draw(strip).multiline_text((2, height + 1), "\n".join(lines), fill="black", spacing=1)
+    return strip
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Config:

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,11 +106,12 @@ def check_rows(report: Report, where: str, rows: Sequence[Row], size_frame: int,
     report.add(where, f"rows of fewer than {size_frame} frames", few, len(rows), stops=False)
 
 
-def check_index(report: Report, where: str, tsv: Tsv, sample: Sample) -> None:
-    """The index has the file's rows. Of a sample its end alone is known to fit: the file is not read."""
+def check_indices(report: Report, where: str, tsvs: Sequence[Tsv], sample: Sample) -> None:
+    """Indices have their files' rows. Of a sample their ends alone are known to fit: no file is read."""
     if not sample.size:
-        same = np.array_equal(np.sort(tsv.offsets), find_rows(tsv.path))
-        report.add(where, "index that is not the file's", [] if same else [f"{tsv.path}: delete its index"])
+        old = [t.path for t in tsvs if not np.array_equal(np.sort(t.offsets), find_rows(t.path))]
+        faults = [f"{path}: delete its index" for path in old]
+        report.add(where, "indices that are not their file's", faults, len(tsvs))
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -154,8 +155,7 @@ def check_corpus(
     corpus: PretrainCorpus, where: str, tokens: Tokens, report: Report, sample: Sample
 ) -> list[str]:
     """Rows, pairs, captions and indices of a corpus; the ids of its captions."""
-    for tsv in [*corpus.images, *corpus.captions]:
-        check_index(report, where, tsv, sample)
+    check_indices(report, where, [*corpus.images, *corpus.captions], sample)
     sizes = np.array([len(tsv) for tsv in corpus.images])
     sources, numbers = corpus.pairs[:, 0], corpus.pairs[:, 1]
     known = (sources >= 0) & (sources < len(sizes)) & (numbers >= 0)
@@ -210,7 +210,7 @@ def check_downstream(config: Config, tokens: Tokens, report: Report, sample: Sam
     except UserError as error:
         report.add("files", "files that cannot be used", [str(error)])
         return
-    check_index(report, "videos", videos.tsv, sample)
+    check_indices(report, "videos", [videos.tsv], sample)
     tsv_names = [name.decode(errors="replace") for name in first_fields(videos.tsv)]
     report.add("videos", "ids that come twice", repeated(tsv_names), len(tsv_names))
     used: dict[str, str] = {}
@@ -225,7 +225,7 @@ def check_downstream(config: Config, tokens: Tokens, report: Report, sample: Sam
         else:
             check_questions(config, annotation, split, videos, tokens, report)
         for item in items:
-            used.setdefault(str(item["video"]), text_of(item))
+            used.setdefault(str(item["video"]), text_of(item, annotation.words))
     overlap(report, "all", names)
     known = [name for name in used if name in videos.rows]
     picked = [known[i] for i in sample.of(len(known))]
@@ -239,12 +239,13 @@ def first_fields(tsv: Tsv) -> list[bytes]:
     return [tsv.map[start : start + 1024].split(b"\t", 1)[0] for start in find_rows(tsv.path).tolist()]
 
 
-def text_of(item: Item) -> str:
-    """What a question, or a caption, says."""
+def text_of(item: Item, words: Mapping[int, str]) -> str:
+    """What a question with its answer, or a caption, says; `words` are those that answers are numbers of."""
     text = item.get("caption", item.get("question")) or ""
     text = " ".join(map(str, text)) if isinstance(text, list) else str(text)
-    answer = item.get("answer_text", item.get("answer", ""))
-    return f"{text}  {item.get(f'option_{answer}', answer)}"
+    answer = item.get("answer", "")
+    named = item.get("answer_text") or item.get(f"option_{answer}") or words.get(answer, answer)
+    return f"{text}  {named}"
 
 
 def kind_of(config: Config, items: Sequence[Item]) -> type[Questions]:
@@ -273,11 +274,11 @@ def check_questions(
     for why, words in UNANSWERABLE.items():
         if why not in ("video", "row"):
             at_fault = [i for i, reason in zip(items, asked.reasons, strict=True) if reason == why]
-            faults = [f"{i['video']}: {text_of(i)}" for i in at_fault]
+            faults = [f"{i['video']}: {text_of(i, annotation.words)}" for i in at_fault]
             report.add(split, f"questions: {words}", faults, len(items), stops=len(faults) == len(items))
-    cut = [text_of(i) for i, short in zip(items, asked.shortened, strict=True) if short]
+    cut = [text_of(i, annotation.words) for i, short in zip(items, asked.shortened, strict=True) if short]
     report.add(split, f"questions cut to size_txt {tokens.size}", cut, len(items), stops=False)
-    same = repeated(f"{item['video']}: {text_of(item)}" for item in items)
+    same = repeated(f"{item['video']}: {text_of(item, annotation.words)}" for item in items)
     report.add(split, "questions that come twice", same, len(items), stops=False)
 
 
@@ -293,5 +294,5 @@ def check_captions(report: Report, split: str, items: Sequence[Item], tokens: To
             faults.append(f"{item['video']}: {caption!r}")
     report.add(split, "captions that are no text", faults, len(items))
     check_lengths(report, split, texts, tokens)
-    same = repeated(f"{item['video']}: {text_of(item)}" for item in items)
+    same = repeated(f"{item['video']}: {text_of(item, {})}" for item in items)
     report.add(split, "captions that come twice", same, len(items), stops=False)

@@ -42,6 +42,7 @@ class Sampling:
     rate: float = 0  # frames per second of folders of frames; 0: not known
     link: str = ""  # the folder of the TSV, if the rows are to name files instead of holding frames
     captions: bool = True  # whether a row needs one
+    keep_damaged: bool = False  # frames of which the decoder says that they are
 
 
 class Row(NamedTuple):
@@ -72,21 +73,20 @@ def make_row(item: Item, sampling: Sampling) -> Row:
         return Row([], "its id is empty, or has a tab, a line break or bytes that are no UTF-8; rename it")
     try:
         kept = READERS[item.kind](item, sampling)
-        fields = link(item, kept, Path(sampling.link)) if sampling.link else kept.frames
+        fields = link(item, kept, sampling) if sampling.link else kept.frames
         return Row(fields, "", len(kept.times), round(kept.duration, 6), digest(item))
     except Exception as error:  # decoders raise many kinds, and one file does not stop the others
         return Row([], " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def link(item: Item, kept: Kept, folder: Path) -> list[bytes]:
-    """A row that names its file: the path, from the TSV's folder on unless absolute, and the kept times."""
+def link(item: Item, kept: Kept, sampling: Sampling) -> list[bytes]:
+    """A row that names its file: its path, from the TSV's folder on unless absolute; times; longest side."""
     if item.kind == "row" or item.path.is_dir():
         raise ValueError("only a video file or a picture can be linked")
-    path = item.path if item.path.is_absolute() else Path(os.path.relpath(item.path, folder))
+    path = item.path if item.path.is_absolute() else Path(os.path.relpath(item.path, sampling.link))
     if not path.suffix or not str(path).isprintable():
         raise ValueError("a file that is linked needs an ending such as .mp4 and a printable path; rename it")
-    times = [] if item.kind == "image" else [json.dumps(kept.times).encode()]
-    return [os.fsencode(path), *times]
+    return [os.fsencode(path), json.dumps(kept.times).encode(), str(sampling.size).encode()]
 
 
 def digest(item: Item) -> str:
@@ -171,31 +171,39 @@ def pick(times: Sequence[float], sampling: Sampling) -> list[int]:
 def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling) -> tuple[Kept, list[float]]:
     """The wanted frames, encoded, and the times of all that were decoded.
 
-    Decoding begins with the key frame before the item's window and ends after it. A video that lacks a
-    tenth of what it states of the window is an error: its caption may be about what is missing.
+    Decoding begins with the key frame before the item's window and ends after it.
     """
-    frames, times, keep = [], [], set(wanted)
+    frames, damaged, times, keep = [], [], [], set(wanted)
     begin = first + item.start
     stop = float("inf") if item.end is None else first + item.end
     end = begin
     for frame in read_frames(item.path, begin if item.start else None, sampling.rate):
         times.append(frame.time)
         if frame.time >= stop:
+            end = stop  # whatever is said of how long the last frame lasts
             break
         end = frame.end
         if frame.time in keep:
             frames.append(b"" if sampling.link else encode(frame, sampling))
+            damaged += [frame] if frame.damaged else []
     if not times:
         raise ValueError("not one frame in it")
+    check_length(item, end - begin)
+    if damaged and not sampling.keep_damaged:
+        damaged[0].check()
+    return Kept(frames, sorted(keep & set(times)), min(end, stop) - begin), times
+
+
+def check_length(item: Item, decoded: float) -> None:
+    """Raise `ValueError` if of its window a tenth could not be decoded: its caption may be about that."""
     if item.path.is_file() and is_cut_gif(item.path):
-        raise ValueError(f"cut off: a GIF without its end, {end - begin:.2f} seconds could be decoded")
+        raise ValueError(f"cut off: a GIF without its end, {decoded:.2f} seconds could be decoded")
     stated = stated_length(item.path)
     promised = min(stated, item.end or stated) - item.start
     if stated and promised <= 0:
         raise ValueError(f"its clip begins at {item.start} seconds, and the video ends at {stated:.2f}")
-    if end - begin < 0.9 * promised:
-        raise ValueError(f"cut off: {end - begin:.2f} of {promised:.2f} seconds could be decoded")
-    return Kept(frames, sorted(keep & set(times)), min(end, stop) - begin), times
+    if decoded < 0.9 * promised:
+        raise ValueError(f"cut off: {decoded:.2f} of {promised:.2f} seconds could be decoded")
 
 
 READERS = {"video": read_video, "image": read_image, "row": read_row}

@@ -322,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
         rate=args.rate,
         link=str(args.output) if args.link else "",
         captions=not args.frames_only,
+        keep_damaged=args.keep_damaged,
     )
     window = (args.start, args.end)
     items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
@@ -362,6 +363,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--rate", type=float, default=0.0, help="frames per second of such folders, for --fps, --start, --end"
     )
+    add("--keep_damaged", action="store_true", help="rows with frames that the decoder says are damaged")
     add("--link", action="store_true", help="rows name the files, which are decoded when they are read")
     add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
@@ -372,6 +374,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} must be more than 0")
     if args.start < 0 or (args.end is not None and args.end <= args.start):
         parser.error("--start and --end must be 0 <= start < end")
+    if args.link and args.keep_damaged:
+        parser.error("--keep_damaged stores frames; a row that names its file is refused when they are read")
     return args
 
 

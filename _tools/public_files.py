@@ -2,6 +2,7 @@
 
 import csv
 import fnmatch
+import functools
 import io
 import json
 import random
@@ -18,27 +19,41 @@ Splits = dict[str, list[Item]]
 class Public:
     """The folder with a dataset's public files, found by their published names whatever the case.
 
-    `named` says where one is that has another name, by its role.
+    `named` says where one is that has another name, by its role. `used` is what was found so far.
     """
 
     def __init__(self, folder: Path, named: dict[str, Path] | None = None) -> None:
         self.folder, self.named = folder, named or {}
+        self.used: dict[str, Path] = {}
+        self.roles: list[str] = []
+
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """All files in the folder and below; those that archives of macOS hide beside others are none."""
+        return sorted(path for path in self.folder.rglob("[!.]*") if path.is_file())
 
     def find(self, role: str, *patterns: str, needed: bool = True) -> Path | None:
-        """The first file that fits a pattern; raises `UserError` where there is none and it is needed."""
-        if role in self.named:
-            return self.named[role]
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        for pattern in patterns:
-            for path in files:
-                if fnmatch.fnmatch(path.name.lower(), pattern.lower()):
-                    return path
-        if needed:
+        """The file that fits the first pattern which any fits.
+
+        Raises `UserError` where several do, and where none does and it is needed.
+        """
+        self.roles.append(role)
+        fits = [self.named[role]] if role in self.named else []
+        for pattern in () if fits else patterns:
+            fits = [path for path in self.files if fnmatch.fnmatch(path.name.lower(), pattern.lower())]
+            if fits:
+                break
+        if len(fits) > 1:
+            names = ", ".join(str(path) for path in fits)
+            raise UserError(f"{names}: which of them? Give its own folder, or say --file {role}=PATH.")
+        if not fits and needed:
             raise UserError(
                 f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
                 f"say --file {role}=PATH."
             )
-        return None
+        if fits:
+            self.used[role] = fits[0]
+        return self.used.get(role)
 
 
 def read_text(path: Path) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from public_files import Item, Public, Splits, hold_out, read_json, read_lines, read_table
+from public_files import Item, Public, Splits, hold_out, read_json, read_lines, read_table, read_text
 
 from lib import UserError
 
+CLIP = ("clip_name", "video_id", "video")  # what a clip's name is called
 BLANK = re.compile(r"_{3,}")
 
 
@@ -33,22 +34,25 @@ def msrvtt_qa(public: Public, val_share: float) -> dict[str, Any]:
     """Lists of {video_id, question, answer, id}; the videos are called video0, video1, ..."""
     splits = {}
     for split in ("train", "val", "test"):
-        rows = read_json(public.find(split, f"{split}_qa.json", f"*{split}*.json"))
+        rows = read_json(public.find(split, f"{split}_qa.json", f"*{split}*qa*.json", f"*qa*{split}*.json"))
         splits[split] = [asked(row, f"video{row['video_id']}") for row in rows]
     return with_answers(splits, 1500)
 
 
 def msvd_qa(public: Public, val_share: float) -> dict[str, Any]:
     """The same; lines "7xNG7qGY9rw_14_29 vid1" of `youtube_mapping.txt` say what video 1 is called."""
-    lines = public.find("mapping", "youtube_mapping.txt", "*mapping*.txt").read_text("utf-8-sig").split("\n")
-    names = {number: name for name, number in (line.split() for line in lines if line.strip())}
+    path = public.find("mapping", "youtube_mapping.txt", "*mapping*.txt")
+    lines = [line.split() for line in read_text(path).split("\n") if line.strip()]
+    if not all(len(line) == 2 for line in lines):
+        raise UserError(f"{path}: a line is a video's name, a space, its number (vid1, ...); correct it.")
+    names = {number: name for name, number in lines}
     splits = {}
     for split in ("train", "val", "test"):
-        rows = read_json(public.find(split, f"{split}_qa.json", f"*{split}*.json"))
+        rows = read_json(public.find(split, f"{split}_qa.json", f"*{split}*qa*.json", f"*qa*{split}*.json"))
         try:
             splits[split] = [asked(row, names[f"vid{row['video_id']}"]) for row in rows]
         except KeyError as error:
-            raise UserError(f"youtube_mapping.txt has no {error}, which {split} asks about.") from error
+            raise UserError(f"{path} has no {error}, which {split} asks about.") from error
     return with_answers(splits, 1000)
 
 
@@ -61,7 +65,7 @@ def tgif_frame(public: Public, val_share: float) -> dict[str, Any]:
     """Tables of gif_name, question, answer, and the type of the question where there is one."""
     splits = {}
     for split in ("train", "test"):
-        path = public.find(split, f"{split}_frameqa_question.csv")
+        path = public.find(split, f"{split}_frameqa_question.csv", f"*{split}*frame*.csv")
         rows = read_table(path, "\t", ("gif_name", "question", "answer"))
         splits[split] = [
             {"video": row["gif_name"], "question": row["question"], "answer": row["answer"]}
@@ -79,7 +83,7 @@ def tgif_choice(task: str, public: Public, val_share: float) -> Splits:
     """Tables of gif_name, question, a1 .. a5, answer (the right one's number, 0 the first)."""
     splits = {}
     for split in ("train", "test"):
-        path = public.find(split, f"{split}_{task}_question.csv")
+        path = public.find(split, f"{split}_{task}_question.csv", f"*{split}*{task}*.csv")
         options = [f"a{number}" for number in range(1, 6)]
         rows = read_table(path, "\t", ("gif_name", "question", *options, "answer"))
         splits[split] = [
@@ -106,14 +110,16 @@ def choice(video: str, question: str, options: Sequence[str], answer: int) -> It
 
 
 def msrvtt_mc(public: Public, val_share: float) -> Splits:
-    """A list, or lines, of {clip_name (or video_id), options, answer}; there is test alone."""
-    path = public.find("test", "*mc*test*.jsonl", "*mc*test*.json", "*mc*.jsonl", "*mc*.json")
+    """JSON, JSON lines or a CSV of clip_name (or video_id), options (or a1 .. a5), answer; test alone."""
+    names = [f"*mc*{test}*.{kind}" for test in ("test", "") for kind in ("jsonl", "json", "csv")]
+    path = public.find("test", *names)
     rows = []
-    for row in read_json(path):
-        video = row.get("clip_name") or row.get("video_id") or row.get("video")
-        if not video or "options" not in row or "answer" not in row:
+    for row in read_table(path) if path.suffix == ".csv" else read_json(path):
+        video = next((str(row[key]) for key in CLIP if row.get(key)), "")
+        options = row.get("options") or [row[f"a{number}"] for number in range(1, 6) if f"a{number}" in row]
+        if not video or not options or "answer" not in row:
             raise UserError(f"{path}: {row} needs clip_name, options and answer; correct it.")
-        rows.append(choice(str(video), row.get("question", ""), row["options"], int(row["answer"])))
+        rows.append(choice(video, row.get("question", ""), options, int(row["answer"])))
     return {"test": rows}
 
 

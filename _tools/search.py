@@ -75,7 +75,7 @@ def open_source(path: Path, config: Config) -> Source:
         }
         if not files:
             raise UserError(f"{path}: no video file in it.")
-        sampling = Sampling(frames=config.size_frame, size=2 * config.size_img)
+        sampling = Sampling(frames=config.size_frame, size=2 * config.size_img, keep_damaged=True)
 
         def read(name: str) -> Frames:
             try:

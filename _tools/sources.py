@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,9 @@ def read_items(
     elif needs_captions:
         raise SystemExit(f"{source}: pre-training needs captions; give --captions FILE, or --frames_only")
     if source.suffix == ".tsv":
-        return [Item(id_, captions.get(id_, ()), source, "row", offset) for id_, offset in read_ids(source)]
+        rows = [Item(id_, captions.get(id_, ()), source, "row", offset) for id_, offset in read_ids(source)]
+        say_unused(captions, {row.id for row in rows}, source)
+        return rows
     if source.suffix == ".csv":
         lines = list(read_csv(source, need_caption=needs_captions and captions_path is None))
         files = [(line.id, source.parent / line.name, line.kind, line.start, line.end) for line in lines]
@@ -60,7 +62,15 @@ def read_items(
                 f"{source}: {known.path} and {path} would have the same id {id_}; rename one, or give each "
                 "clip of a video its own in a column `id`"
             )
+    say_unused(captions, items.keys(), source)
     return list(items.values())
+
+
+def say_unused(captions: Collection[str], known: Collection[str], source: Path) -> None:
+    """Print how many captions are about nothing in the source."""
+    unused = [id_ for id_ in captions if id_ not in known]
+    if unused:
+        print(f"{source} has nothing for the captions of {len(unused)} ids, the first {unused[0]}")
 
 
 def find_files(folder: Path, frame_folders: bool) -> Iterator[tuple[Path, str]]:

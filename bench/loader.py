@@ -3,19 +3,20 @@
     python bench/loader.py videos.csv
 
 The CSV is one that make_tsv.py takes, of `video` and `caption`. Beside them: reading the stored rows' bytes
-alone, and decoding every frame of every file once, which is what one sample costs without seeking.
+alone, and decoding every frame of every file once, which is what one sample costs without seeking. Seconds
+are those that one core works for it, so that other programs on the machine hardly count.
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import clock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from decoding import read_frames
@@ -28,8 +29,9 @@ TOOL = Path(__file__).resolve().parents[1] / "_tools" / "make_tsv.py"
 def rate(work: Callable[[int], object], rows: int, least: float) -> float:
     """Calls per second over all rows, again until `least` seconds are over."""
     work(0)
-    done, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < least or done % rows:
+    core = torch.device("cpu")
+    done, start = 0, clock(core)
+    while (elapsed := clock(core) - start) < least or done % rows:
         work(done % rows)
         done += 1
     return done / elapsed

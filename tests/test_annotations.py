@@ -6,6 +6,7 @@ pytest tests/test_annotations.py
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,14 +15,30 @@ from conftest import write_videos
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_tools"))
 import annotations
+from public_files import Public
 
+import eval_retrieval_tsv
+import main_pretrain_yaml
+import main_qamc_tsv
+import main_qamc_tsv_mlm_gen_ans_idx
+import main_qaoe_tsv_lsmdc_fib
+import main_qaoe_tsv_mlm_head
+import main_retrieval_tsv
 from dataset import PretrainCorpus, Tokens
 from frames import Transform
 from lib import Config, UserError, World, choose_device
 from question_kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from questions import question_loaders
-from tsv import find_ids
 
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {  # by what a task's name has
+    "retrieval": main_retrieval_tsv,
+    "-mc": main_qamc_tsv,
+    "-action": main_qamc_tsv_mlm_gen_ans_idx,
+    "-transition": main_qamc_tsv_mlm_gen_ans_idx,
+    "-fib": main_qaoe_tsv_lsmdc_fib,
+    "": main_qaoe_tsv_mlm_head,
+}
 QUIRKS = 'a "red" star, naïve 猫 \u2028 moves\x85'  # two characters that Python takes for line ends
 BOM = "\ufeff"
 
@@ -119,7 +136,7 @@ def test_cc3m_of_several_frames_files(data, question_bert):
 MSRVTT = {
     "videos": [
         {"video_id": f"video{n}", "split": split}
-        for n, split in enumerate(["train"] * 10 + ["validate", "test", "test"])
+        for n, split in enumerate(["train"] * 9 + ["test", "validate", "test", "test"])
     ],
     "sentences": [
         {"video_id": f"video{n}", "caption": f"{n} {text}", "sen_id": 2 * n}
@@ -132,8 +149,8 @@ MSRVTT = {
 def test_msrvtt_by_its_own_split(data, capsys):
     convert("msrvtt-retrieval", data, {"train_val_videodatainfo.json": MSRVTT})
     made = read(data, "msrvtt-retrieval")
-    assert {split: len(rows) for split, rows in made.items()} == {"train": 20, "val": 2, "test": 4}
-    assert made["test"][0] == {"video": "video11", "caption": "11 one"}
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 18, "val": 2, "test": 6}
+    assert made["test"][0] == {"video": "video9", "caption": "9 one"}
     assert "missing: video0, video1" in capsys.readouterr().out
 
 
@@ -144,17 +161,26 @@ def test_msrvtt_9k_and_1k_a(data, capsys):
     convert("msrvtt-retrieval", data, files)
     made = read(data, "msrvtt-retrieval")
     assert made["test"] == [{"video": "video12", "caption": QUIRKS}]
-    assert (len(made["train"]), len(made["val"])) == (18, 2)
-    assert not {row["video"] for row in made["train"]} & {row["video"] for row in made["val"]}
-    assert any(
-        line.split() == ["train", "18", "180000", "9", "9"] for line in capsys.readouterr().out.splitlines()
-    )
+    assert [row["video"] for row in made["val"]] == ["video9"] * 2  # listed, but of videodatainfo's test
+    assert {row["video"] for row in made["train"]} == {f"video{n}" for n in range(9)}
+    said = capsys.readouterr().out
+    assert any(line.split() == ["train", "18", "140200", "9", "9"] for line in said.splitlines())
+    for role, file in {"info": "MSRVTT_data.json", "train": "MSRVTT_train.9k.csv"}.items():
+        assert f"{role}: {data.parent / 'public' / file}" in said
+    (data.parent / "public/MSRVTT_JSFUSION_test.csv").unlink()
+    with pytest.raises(UserError, match=r"goes with MSRVTT_JSFUSION_test\.csv: .* --file test=PATH"):
+        convert("msrvtt-retrieval", data, {})
+    listed = table([["video_id"], ["video1"], ["video77"]])
+    with pytest.raises(UserError, match=r"1 videos of .* the first video77; if that is two files"):
+        convert("msrvtt-retrieval", data, {**files, "MSRVTT_train.9k.csv": listed})
 
 
-def test_lsmdc_retrieval(data):
+def test_lsmdc_retrieval(data, capsys):
     line = 'clip{}\t00.00\t00.01\t00.00\t00.01\tSOMEONE says "no\tmore, naïvely.\r\n'
     names = ("LSMDC16_annos_training.csv", "LSMDC16_annos_val.csv", "LSMDC16_challenge_1000_publictect.csv")
-    convert("lsmdc-retrieval", data, {name: line.format(n) for n, name in enumerate(names)})
+    nothing = "clip5\t00.00\t00.01\t00.00\t00.01\t \r\n"
+    convert("lsmdc-retrieval", data, {name: line.format(n) + nothing for n, name in enumerate(names)})
+    assert "val: 1 captions without a word are left out, of clip5" in capsys.readouterr().out
     text = 'SOMEONE says "no more, naïvely.'
     assert read(data, "lsmdc-retrieval") == {
         split: [{"video": f"clip{n}", "caption": text}] for n, split in enumerate(("train", "val", "test"))
@@ -251,10 +277,13 @@ def test_tgif_frame(data, question_bert):
     assert (batches["test"]["answer"] >= 0).all()
 
 
-def test_msrvtt_mc(data, question_bert):
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_msrvtt_mc(data, question_bert, kind):
     options = ["red", QUIRKS, "up", "down", "star"]
-    lines = [json.dumps({"qid": "0", "clip_name": "clip2", "options": options, "answer": 1})]
-    convert("msrvtt-mc", data, {"msrvtt_mc_test.jsonl": "\n".join([*lines, ""])})
+    text = json.dumps({"qid": "0", "clip_name": "clip2", "options": options, "answer": 1}) + "\n"
+    if kind == "csv":
+        text = BOM + table([["video_id", "a1", "a2", "a3", "a4", "a5", "answer"], ["clip2", *options, 1]])
+    convert("msrvtt-mc", data, {f"MSRVTT_MC_test.{kind}": text})
     assert read(data, "msrvtt-mc2")["test"][0]["option_1"] == QUIRKS
     settings = {"type": "qamc", "dataset": "msrvtt", "size_epoch": 0, "size_txt": 40}
     assert load(data, "msrvtt-mc2", MultipleChoice, question_bert, **settings)["test"]["answer"].tolist() == [
@@ -297,6 +326,12 @@ def test_lsmdc_blanks(data, question_bert):
         ("webvid-val", {"results_2M_val.csv": "id,text\n1,2\n"}, "not .'videoid', 'name'."),
         ("webvid-val", {"results_2M_val.csv": "videoid,name\n1,a, b\n"}, "line 2: 3 fields, not 2"),
         ("cc3m-val", {"Validation_x.tsv": "no tab\n"}, "line 1: 1 fields"),
+        (
+            "tgif-action",
+            {"Train_action_question.csv": tgif_rows(["a1", "a2", "a3", "a4", "a5", "answer"], *"abcdef")},
+            "not of the published form .*invalid literal",
+        ),
+        ("msvd-qa", {"youtube_mapping.txt": "vid1\n"}, "a line is a video's name, a space, its number"),
         ("lsmdc-fib", {"fib_train.csv": "a\tb\tc\nclip0\tno blank\tword\n"}, "line 2: no field has a blank"),
     ],
 )
@@ -312,4 +347,109 @@ def test_a_file_of_another_name(data):
     files = [f"--file={split}={other}" for split in ("train", "val", "test")]
     convert("msrvtt-qa", data, {}, *files)
     assert read(data, "msrvtt-qa")["val"][0]["video"] == "video2"
-    assert len(find_ids(data / "img_msrvtt.tsv")) == 6
+    with pytest.raises(UserError, match="--file 'trian' is unknown; did you mean 'train'"):
+        convert("msrvtt-qa", data, {}, *files, f"--file=trian={other}")
+
+
+def test_a_file_that_is_there_twice_is_not_guessed(data):
+    """As where MSRVTT-QA and MSVD-QA lie beside each other, whose files have the same names."""
+    for folder in ("MSRVTT-QA", "MSVD-QA"):
+        (data.parent / "public" / folder).mkdir(parents=True)
+        (data.parent / "public" / folder / "train_qa.json").write_text("[]")
+    with pytest.raises(UserError, match=r"MSVD-QA/train_qa\.json: which of them\? .* --file train=PATH"):
+        convert("msrvtt-qa", data, {})
+    (data.parent / "public/MSRVTT-QA/train_qa.json").rename(data.parent / "public/MSRVTT-QA/._train_qa.json")
+    assert Public(data.parent / "public").find("train", "*train_qa.json").parent.name == "MSVD-QA"
+
+
+def test_numbered_frames_files_are_all_read_in_their_order(data):
+    for number in (10, 2):
+        shutil.copy(data / "img_webvid.tsv", data / f"img_webvid.{number}.tsv")
+        rename(data / f"img_webvid.{number}.tsv", [f"{number}_{row}" for row in range(6)])
+    rows = [["videoid", "name"], ["10_3", "a star"], ["2_0", "a red star"]]
+    convert("webvid-val", data, {"results_2M_val.csv": table(rows)})
+    lines = (data / "webvid-val.linelist.tsv").read_text().splitlines()
+    assert lines == ["0\t0\t0", "1\t3\t0"]
+
+
+# ---- Each in its script, by its config ----
+
+QA = [{"video_id": n, "question": "what moves?", "answer": "star", "id": n} for n in range(1, 4)]
+CHOICE = ["a1", "a2", "a3", "a4", "a5", "answer"], "red", "blue", "star", "up", "down", 2
+LSMDC = ("training", "val", "test_1000")
+
+
+def of_splits(pattern, content, splits=("train", "val", "test")):
+    """The same content under the name of each split."""
+    return {pattern.format(split): content for split in splits}
+
+
+FILES = {
+    "msrvtt-retrieval": {"MSRVTT_data.json": MSRVTT},
+    "lsmdc-retrieval": of_splits(
+        "LSMDC16_annos_{}.csv",
+        "".join(f"clip{n}\t0\t1\t0\t1\tSOMEONE {n} moves.\r\n" for n in range(3)),
+        LSMDC,
+    ),
+    "didemo-retrieval": of_splits(
+        "{}_data.json", [{"video": f"clip{n % 3}.mov", "description": f"star {n}"} for n in range(6)]
+    ),
+    "msrvtt-qa": of_splits("{}_qa.json", QA),
+    "msvd-qa": of_splits("{}_qa.json", QA)
+    | {"youtube_mapping.txt": "".join(f"clip{n} vid{n}\n" for n in range(6))},
+    "msrvtt-mc": {
+        "mc_test.json": [{"video": "video1", "options": ["red", "a", "up", "down", "star"], "answer": 4}] * 3
+    },
+    "tgif-action": of_splits("{}_action_question.csv", tgif_rows(*CHOICE), ("Train", "Test")),
+    "tgif-transition": of_splits("{}_transition_question.csv", tgif_rows(*CHOICE), ("Train", "Test")),
+    "tgif-frame": of_splits("{}_frameqa_question.csv", tgif_rows(["answer"], "red"), ("Train", "Test")),
+    "lsmdc-mc": of_splits("LSMDC16_multiple_choice_{}.csv", "clip1\tred\tblue\tup\tdown\tstar\t1\n" * 3),
+    "lsmdc-fib": of_splits("LSMDC16_annos_{}_FIB.csv", "clip1\tthe red _____ moves\tstar\n" * 3),
+}
+
+
+@pytest.fixture
+def start(data, question_bert, monkeypatch):
+    """Run a script by its published config with a tiny model; returns its run folder."""
+    tiny = {"vis_backbone_size": "demo", "vis_backbone_init": "random", "path_ckpt": "", "deepspeed": False}
+    tiny |= {"txt_backbone": question_bert, "fusion_encoder": question_bert, "txt_backbone_rand_init": True}
+    tiny |= {"size_img": 32, "size_frame": 2, "size_batch": 2, "size_txt": 60, "n_workers": 0}
+    tiny |= {"device": "cpu", "fusion_encoder_rand_init": True, "data_dir": data, "path_output": data / "out"}
+
+    def run(script, config, **more):
+        settings = {**tiny, **more}
+        given = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        monkeypatch.setattr(sys, "argv", [script.__name__, "--config", str(ROOT / "_args" / config), *given])
+        script.main()
+        return max((data / "out").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+    return run
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_what_is_written_runs_in_its_script(data, start, task):
+    if task.startswith("msrvtt"):
+        rename(data / "img_msrvtt.tsv", [f"video{n}" for n in (1, 2, 3, 9, 10, 11)])
+    convert(task, data, FILES[task])
+    script = next(script for part, script in SCRIPTS.items() if part in task)
+    epochs = {"size_epoch": 0} if task == "msrvtt-mc" else {"max_steps": 1}
+    folder = start(script, f"args_{task}.json", **epochs)
+    [found] = [json.loads(line) for line in (folder / "eval.jsonl").open()]
+    assert 0 <= found["test_acc"] <= 1
+    if script is main_retrieval_tsv:
+        [checkpoint] = folder.glob("ckpt_*last.pt")
+        folder = start(eval_retrieval_tsv, f"args_{task}.json", path_ckpt=checkpoint)
+        [found] = [json.loads(line) for line in (folder / "eval.jsonl").open()]
+        assert found["texts"] == {"msrvtt-retrieval": 6}.get(task, 3)
+
+
+def test_what_is_written_for_pretraining_runs_in_its_script(data, start):
+    rename(data / "img_cc3m.tsv", [f"{n:08d}" for n in range(6)])
+    rows = [["videoid", "contentUrl", "duration", "page_dir", "name"]]
+    rows += [[f"clip{n}", "https://x/y.mp4", "PT00H00M10S", "0_1", f"red star {n}"] for n in range(6)]
+    convert("webvid-train", data, {"results_2M_train.csv": table(rows)})
+    convert("cc3m-train", data, {"Train_GCC-training.tsv": "a blue star\thttp://x\n" * 6})
+    corpora = json.dumps({name: str(data / f"{name}-train.yaml") for name in ("webvid", "cc3m")})
+    settings = {"mvm_target": "pixel", "train_yaml": corpora, "val_yaml": corpora, "max_steps": 2}
+    folder = start(main_pretrain_yaml, "args_pretrain.json", **settings)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 1

@@ -56,7 +56,7 @@ def test_a_good_corpus_has_no_fault_and_is_drawn(check, tmp_path):
     )
     assert (code, found) == (0, {})
     sheet = np.asarray(Image.open(tmp_path / "out/check_pretrain.png"))
-    assert sheet.shape[0] == 8 * 160 and (sheet[100, :128].std() > 1)
+    assert sheet.shape[0] == 8 * (64 + check_data.TEXT) and sheet[60, :128].std() > 1
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
@@ -116,7 +116,7 @@ def pair_beyond(folder):
     [
         (damage_frame, "ERROR", "rows that cannot be decoded", r"a\.img\.tsv row 5: frame 5"),
         (drop_frames, "note", "rows of fewer than 4 frames", "row 5: 2"),
-        (old_index, "ERROR", "index that is not the file's", "delete its index"),
+        (old_index, "ERROR", "indices that are not their file's", "delete its index"),
         (other_caption, "ERROR", "pairs without the caption of their row", "pair 3: .* is that of 'b3'"),
         (same_id, "ERROR", "ids that come twice", "a3: 2 times"),
         (long_caption, "note", "captions cut to size_txt 40", "82 tokens"),
@@ -166,3 +166,9 @@ def test_what_is_wrong_with_texts(check, tmp_path, kind, change, mark, what):
     code, found, _ = check(**downstream(tmp_path, kind, items))
     assert code == (mark == "ERROR")
     assert what in found[mark]
+
+
+def test_an_answer_that_is_a_number_is_named(check, tmp_path):
+    numbered = [{**item, "answer": i % 2} for i, item in enumerate(QUESTIONS["qaoe"])]
+    _, _, firsts = check(**downstream(tmp_path, "qaoe", {"train": numbered, "vocab": ["red", "zebra"]}))
+    assert "the answer is not one token: clip1: what color is the star ? zebra" in firsts

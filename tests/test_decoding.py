@@ -3,6 +3,7 @@
 pytest tests/test_decoding.py
 """
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from test_make_tsv import failures, picture, read_rows, run, write_csv, write_im
 
 import decoding
 from decoding import by_key_frame, frames_at, read_frames, stated_times
+from frames import row_frames
+from tsv import BadRow
 
 STEP = 20  # brightness from one frame to the next
 FORMATS = [
@@ -115,6 +118,102 @@ def test_what_is_sought_is_not_decoded_from_the_beginning(tmp_path: Path, monkey
     assert len(decoded) <= 7 + 4 + 9
 
 
+def write_moving(path: Path, codec: str = "libx264", frames: int = 60, **options: str) -> Path:
+    """A video of a texture that moves, so that frames build on each other, with frames between them."""
+    chance = np.random.default_rng(0)
+    texture = np.asarray(Image.fromarray(chance.integers(0, 256, (12, 16, 3), np.uint8)).resize((128, 96)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"bf": "3", **options})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number in range(frames):
+            moved = np.roll(texture, (number, 2 * number), (0, 1)) // 2 + chance.integers(0, 9, texture.shape)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved.astype(np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.mp4", "mpeg4"),
+        ("a.ts", "mpeg2video"),
+        ("a.mp4", "libx265"),
+    ],
+)
+def test_frames_that_no_other_builds_on_are_left_out_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    options = {"b-pyramid": "normal"} if codec == "libx264" else {}
+    path = write_moving(tmp_path / name, codec, g="30", **options)
+    want = [(frame.time, np.asarray(frame.picture())) for frame in read_frames(path)]
+    given = []
+
+    def watch(*arguments: object) -> Iterator:
+        for frame in decoded(*arguments):
+            given.append(frame)
+            yield frame
+
+    decoded = decoding.decoded
+    monkeypatch.setattr(decoding, "decoded", watch)
+    for time, pixels in want:
+        [frame] = frames_at(path, [time + 0.01])
+        assert frame.time == time and not frame.damaged
+        assert np.array_equal(np.asarray(frame.picture()), pixels)
+    several = [want[i][0] for i in (5, 6, 40, 59)]
+    given.clear()
+    assert [frame.time for frame in frames_at(path, several)] == several
+    if codec in ("libx264", "mpeg4"):  # of which the containers have an index
+        assert len(given) <= 30
+
+
+def test_an_index_that_is_read_late_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matroska's is known after the first seek: without it each of these would be sought on its own."""
+    path = write_moving(tmp_path / "a.mkv", frames=200, g="200", sc_threshold="0")
+    groups = []
+    monkeypatch.setattr(decoding, "by_key_frame", lambda *a: groups.extend(by_key_frame(*a)) or groups)
+    frames_at(path, [0.4, 3.2, 6.4])
+    assert groups == [[0.4, 3.2, 6.4]]
+
+
+def flip(path: Path, packet: int) -> None:
+    """Change some bits in the middle of one packet of a video."""
+    with av.open(str(path)) as container:
+        found = [p for p in container.demux(video=0) if p.size][packet]
+        middle = found.pos + found.size // 2
+    data = bytearray(path.read_bytes())
+    for place in range(middle, middle + 8):
+        data[place] ^= 0x55
+    path.write_bytes(data)
+
+
+def test_damage_that_a_decoder_conceals(tmp_path: Path) -> None:
+    path = write_moving(tmp_path / "a.mp4", g="20", bf="0", sc_threshold="0")
+    whole = [np.asarray(frame.picture()).astype(int) for frame in read_frames(path)]
+    table = write_csv(tmp_path / "c.csv", [("a.mp4", "a clip")])
+    run(table, tmp_path / "linked", "--link", "--frames", 60)
+    row = [field.encode() for field in read_rows(tmp_path / "linked")[0]]
+    flip(path, 25)
+    shown = list(read_frames(path))
+    assert [i for i, frame in enumerate(shown) if frame.damaged] == list(
+        range(25, 40)
+    )  # to the next key frame
+    smudges = [np.abs(np.asarray(f.picture()) - w).max() for f, w in zip(shown, whole, strict=True)]
+    assert max(smudges[:25] + smudges[40:]) == 0 < min(smudges[25:40])
+    run(table, tmp_path / "kept", "--keep_damaged")
+    assert len(read_rows(tmp_path / "kept")[0]) == 33
+    run(table, tmp_path / "few", "--frames", 2)  # the first and the last, which are whole
+    assert len(read_rows(tmp_path / "few")[0]) == 3
+    with pytest.raises(SystemExit, match="not one row"):
+        run(table, tmp_path / "out")
+    assert "damaged: the decoder has guessed what it shows at 1." in failures(tmp_path / "out")["a"]
+    frames = row_frames(row, tmp_path / "linked")
+    assert len(frames.read([0, 24, 40])) == 3
+    with pytest.raises(BadRow, match=r"a\.mp4: damaged: .* at 1\.20 seconds"):
+        frames.read([0, 30])
+
+
 def test_times_are_grouped_by_key_frame() -> None:
     assert by_key_frame([0, 1, 2, 7], keys=[0, 1.5, 5, 6]) == [[0, 1], [2], [7]]
     assert by_key_frame([0, 1, 2, 7], keys=[]) == [[0, 1, 2], [7]]
@@ -154,6 +253,8 @@ def test_variable_frame_rate_goes_by_the_clock(tmp_path: Path) -> None:
     run(write_csv(tmp_path / "c.csv", [("a.mkv", "a clip")]), tmp_path / "out", "--fps", 1)
     levels = [np.asarray(picture(field)).mean() / STEP for field in read_rows(tmp_path / "out")[0][1:]]
     assert np.round(levels).tolist() == [0, 3, 4, 5, 6]  # on screen after 0, 1, 2, 3 (and 4), 5 seconds
+    run(tmp_path / "c.csv", tmp_path / "window", "--start", 0.1, "--end", 2, "--frames", 2)
+    assert [len(row) - 1 for row in read_rows(tmp_path / "window")] == [2]  # though 0.3 to 2 has no frame
 
 
 def test_metadata_that_are_not_utf8(tmp_path: Path) -> None:

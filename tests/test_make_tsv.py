@@ -245,15 +245,16 @@ def test_lineidx_points_at_rows(four: Path, tmp_path: Path) -> None:
         assert [data[offset:].split(b"\t")[0] for offset in offsets] == [b"clip0", b"clip2", b"clip3"]
 
 
-def test_tsv_frames_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_tsv_frames_are_kept_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     jpeg = base64.b64encode(write_image(tmp_path / "a.jpg").read_bytes())
     longer = base64.b64encode((tmp_path / "a.jpg").read_bytes() + b"\0" * 9)  # bytes after the end do no harm
     rows = [b"a\t" + jpeg, b"b\tfield\t" + longer, b"c\t" + jpeg]
     rows += [b"d\t" + jpeg[:400], b"e\t%s\t%s" % (jpeg, base64.b64encode(b"GIF89a")), b"f\tfield", b"g\t"]
     source = tmp_path / "old.tsv"
     source.write_bytes(b"\n".join(rows))  # without a line break at the end
-    captions = write_json(tmp_path / "c.json", {id_: [f"caption {id_}"] for id_ in "abdefg"})
+    captions = write_json(tmp_path / "c.json", {id_: [f"caption {id_}"] for id_ in "abdefgxy"})
     run(source, tmp_path / "out", "--captions", captions)
+    assert "old.tsv has nothing for the captions of 2 ids, the first x" in capsys.readouterr().out
     assert (tmp_path / "out/x.img.tsv").read_bytes() == b"a\t%s\nb\t%s\n" % (jpeg, longer)
     assert read_captions(tmp_path / "out") == {"a": ["caption a"], "b": ["caption b"]}
     assert yaml.safe_load((tmp_path / "out/x.yaml").read_text())["image"] is True
@@ -604,13 +605,16 @@ def test_the_manifest_says_what_was_made_of_what(four: Path, tmp_path: Path) -> 
 def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within JPEG loss: the same frames, turned, with square pixels, from wherever the script is started."""
     write_video(tmp_path / "in/a.mp4", frames=40, aspect=Fraction(4, 3))
-    write_image(tmp_path / "in/b.png")
-    rows = "".join(f"{line}\n" for line in ("a.mp4,,a,a,", "a.mp4,,part,b,0.4", ",b.png,b,c,"))
+    write_video(tmp_path / "in/large.mp4", frames=3, size=(640, 360))
+    write_image(tmp_path / "in/b.png", size=(400, 300))
+    lines = ("a.mp4,,a,a,", "a.mp4,,part,b,0.4", "large.mp4,,large,c,", ",b.png,b,d,")
+    rows = "".join(f"{line}\n" for line in lines)
     (tmp_path / "in/c.csv").write_text("video,image,id,caption,start\n" + rows)
     monkeypatch.chdir(tmp_path)
     run(Path("in/c.csv"), Path("stored"), "--quality", 100)
     run(Path("in/c.csv"), Path("linked"), "--link")
-    assert [row[1] for row in read_rows(Path("linked"))] == ["../in/a.mp4", "../in/a.mp4", "../in/b.png"]
+    names = ["../in/a.mp4", "../in/a.mp4", "../in/large.mp4", "../in/b.png"]
+    assert [row[1] for row in read_rows(Path("linked"))] == names
     monkeypatch.chdir("/")
     for stored, linked in zip(read_rows(tmp_path / "stored"), read_rows(tmp_path / "linked"), strict=True):
         pictures = [
@@ -618,7 +622,7 @@ def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.Mon
             for row, name in ((stored, "stored"), (linked, "linked"))
         ]
         numbers = list(range(len(pictures[0])))
-        assert len(pictures[1]) == len(numbers) == {"a": 32, "part": 30, "b": 1}[stored[0]]
+        assert len(pictures[1]) == len(numbers) == {"a": 32, "part": 30, "large": 3, "b": 1}[stored[0]]
         for one, other in zip(*(frames.read(numbers) for frames in pictures), strict=True):
             assert one.shape == other.shape
             assert (one.float() - other.float()).abs().mean() < 1.5
