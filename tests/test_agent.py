@@ -144,6 +144,14 @@ def test_max_steps_ends_a_run_whatever_the_epochs(monkeypatch, arguments):
         assert metrics[-1]["lr"] == pytest.approx(1e-3 / (0.9 * steps))
 
 
+def test_evaluations_may_be_some_epochs_apart(monkeypatch, arguments):
+    folder = run(monkeypatch, [*arguments, "--size_epoch", "5", "--eval_every", "2"])
+    assert [(row["epoch"], row["step"]) for row in lines(folder / "eval.jsonl")] == [(2, 8), (4, 16), (5, 20)]
+    assert {path.name for path in folder.glob("ckpt*")} == {
+        f"ckpt_violet_pretrain_{epoch}.pt" for epoch in (2, 4, 5)
+    }
+
+
 def test_losses_fall(monkeypatch, arguments):
     folder = run(monkeypatch, [*arguments, "--max_steps", "60", "--lr", "3e-3", "--logging_steps", "10"])
     metrics = lines(folder / "metrics.jsonl")

@@ -3,19 +3,22 @@
 import functools
 import os
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SWIN, tiny_bert
 from test_agent import SPECIAL, agent_of, free_port, part
 from torch import nn
+from torch.distributed import HashStore
 from torch.distributed.tensor import DTensor
 
 from agent import compile_encoders
-from lib import Config, UserError, World, distributed, log
+from lib import Config, Mean, UserError, World, distributed, log, meet
 from masking import mask_batch
-from model import PretrainModel, Violet
+from model import Output, PretrainModel, Violet
 from parallel import choose_parallel, choose_precision, joined, report
 from qa import ChoiceModel
 from resume import load_model, load_optimizer, optimizer_state, whole
@@ -194,6 +197,49 @@ def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds
             model, moments = world.gather(state)[0]
         for name, tensor in wanted.items():
             assert torch.allclose(model[name], tensor, rtol=1e-5, atol=1e-6), name
+
+    on_two_processes(work)
+
+
+def test_a_group_that_is_started_again_does_not_meet_those_who_died():
+    store, groups = HashStore(), []
+    for first in (0, 1, 2, 1):  # who comes first may find what the group before has left
+        ranks = sorted(range(3), key=lambda rank: rank != first)
+        with ThreadPoolExecutor() as threads:
+            names = [threads.submit(meet, store, ranks[0], 3)]
+            wait(names, timeout=0.1)
+            names += [threads.submit(meet, store, rank, 3) for rank in ranks[1:]]
+            (group,) = {name.result(timeout=20) for name in names}
+        groups.append(group)
+    assert len(set(groups)) == 4
+
+
+def test_a_process_may_have_nothing_to_evaluate(tmp_path):
+    """Where a split has fewer batches than there are processes."""
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, batch):
+            return Output(losses={"error": Mean((batch["x"] * self.w).sum(), torch.tensor(len(batch["x"])))})
+
+    class Split:
+        batches = SimpleNamespace(sizes={"numbers": 2})
+
+        def __init__(self, rank):
+            self.items = [{"x": torch.tensor([1.0, 4.0]), "id": ["a", "b"]}][rank:]
+
+        def __len__(self):
+            return len(self.items)
+
+        def epoch(self, _):
+            return iter(self.items)
+
+    def work(world):
+        agent = agent_of(tmp_path, Counted(), world, size_epoch=0)
+        assert agent.fit(None, Split(world.rank)) == {"loss": 2.5, "error": 2.5}
 
     on_two_processes(work)
 
