@@ -259,6 +259,17 @@ def test_a_second_ctrl_c_stops_at_once_but_one_that_came_twice_does_not(monkeypa
         stop.receive(signal.SIGINT, None)
 
 
+def test_a_worker_whose_torchrun_has_ended_stops_too(monkeypatch):
+    parents = iter([7, 7, 1, 1])
+    monkeypatch.setattr("signals.os.getppid", lambda: next(parents))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stop = Stop()
+    assert [stop.asked, stop.asked, stop.asked] == [False, True, True]
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # any other parent may end, as a shell does after nohup
+    monkeypatch.setattr("signals.os.getppid", iter([7, 1]).__next__)
+    assert not Stop().asked
+
+
 # -- which run is gone on with
 
 
