@@ -63,8 +63,8 @@ def checkout(tmp_path) -> Path:
     data, weights = tmp_path / "_data/demo", tmp_path / "_snapshot/demo"
     (data / "bert").mkdir(parents=True)
     weights.mkdir(parents=True)
-    for split in ("train", "val"):
-        write_corpus(data, split, rows=8)
+    for split, rows in {"train": 8, "val": 3}.items():
+        write_corpus(data, split, rows)
     (data / "bert/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizerFast(vocab=str(data / "bert/vocab.txt")).save_pretrained(data / "bert")
     tiny_bert(5 + len(WORDS)).save_pretrained(data / "bert")
