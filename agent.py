@@ -123,8 +123,10 @@ def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:
 
 def compile_encoders(model: nn.Module) -> None:
     """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
-    for name in ("enc_img", "trsfr"):
-        model.get_submodule(name).compile()
+    # for clips and for pictures, training and evaluation: beyond the limit, nothing is compiled
+    torch._dynamo.config.recompile_limit = 32
+    model.get_submodule("enc_img").compile()
+    model.get_submodule("trsfr").compile(dynamic=True)  # each step reads another number of positions
 
 
 def write_text(path: Path, content: str) -> None:
@@ -175,7 +177,7 @@ class Agent:
     def fit(
         self, train: Loader | None, val: Loader | None, test: Loader | None = None, best: str = ""
     ) -> dict[str, float]:
-        """Train for `max_steps` steps, or else `size_epoch` epochs, evaluating and saving after each epoch.
+        """Train for `max_steps` steps, or else `size_epoch` epochs, evaluating and saving after `eval_every`.
 
         `best` is the figure of `val` that tells the best epoch: its weights and the last's are kept, and what
         is started from a checkpoint is evaluated first. Returns the figures of the last evaluation, or of the
@@ -187,7 +189,8 @@ class Agent:
             steps = math.ceil(len(train) / config.accumulate)
             self.total = config.max_steps or config.size_epoch * steps
         splits = {"val": val, "test": test} if best else {"": val}
-        loaders = {name: loader for name, loader in splits.items() if loader}
+        # not by its truth: that of a process which has none of a split's batches is false
+        loaders = {name: loader for name, loader in splits.items() if loader is not None}
         with self.running():
             if not self.run.resumed and (config.eval_start or not self.total or (best and config.path_ckpt)):
                 self.figures = self.evaluate_all(loaders, epoch=0)
@@ -220,19 +223,24 @@ class Agent:
             self.save_state()
         while self.step < self.total or self.batches:
             self.train_epoch(train)
-            self.save_state()  # an evaluation may take long
-            self.figures = self.evaluate_all(loaders, self.epoch)
-            if self.path("best") in self.saver.failed:
-                self.kept = {}  # its weights were not written: the next best epoch's are
-            self.saver.failed.clear()
-            self.save("last" if best else str(self.epoch))
-            if self.figures.get(f"val_{best}", -1.0) > self.kept.get(f"val_{best}", -1.0):  # Deviation 10
-                self.kept = {"epoch": self.epoch, **self.figures}
-                self.keep_best(self.kept, best)
+            if self.epoch % self.config.eval_every == 0 or self.step >= self.total:
+                self.save_state()  # an evaluation may take long
+                self.end_epoch(loaders, best)
             self.epoch, self.batches = self.epoch + 1, 0
             if self.step < self.total:
                 self.save_state()
         self.finish()
+
+    def end_epoch(self, loaders: Mapping[str, Loader], best: str) -> None:
+        """Evaluate, and save the weights."""
+        self.figures = self.evaluate_all(loaders, self.epoch)
+        if self.path("best") in self.saver.failed:
+            self.kept = {}  # its weights were not written: the next best epoch's are
+        self.saver.failed.clear()
+        self.save("last" if best else str(self.epoch))
+        if self.figures.get(f"val_{best}", -1.0) > self.kept.get(f"val_{best}", -1.0):  # Deviation 10
+            self.kept = {"epoch": self.epoch, **self.figures}
+            self.keep_best(self.kept, best)
 
     def train_epoch(self, loader: Loader) -> None:
         """One epoch, or what is left of it or of the run's steps."""

@@ -21,8 +21,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.
     q: (B, H, N, d); k, v: (B, H, M, d); mask: 4 dimensions that broadcast to (B, H, N, M), bool (True = seen,
     and every query sees something) or added to the scores -> (B, H, N, d).
     """
-    # But for CUDA's, the fused kernels know neither dropout nor a mask that learns.
-    if q.device.type != "cuda" and (dropout > 0 or mask.requires_grad) and torch.is_grad_enabled():
+    # But for CUDA's, the fused kernels know neither dropout nor a mask that learns. A compiler would write a
+    # kernel for every part, and all of them anew for other sizes.
+    plain = q.device.type == "cuda" or torch.compiler.is_compiling()
+    if not plain and (dropout > 0 or mask.requires_grad) and torch.is_grad_enabled():
         return Attention.apply(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout)
 

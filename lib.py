@@ -11,6 +11,8 @@ import random
 import re
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
     from typing import TypeAlias
@@ -225,6 +228,8 @@ class Config:
     """auto, cpu, cuda, cuda:1, ...; auto is the accelerator where there is one"""
     eval_start: bool = False
     """evaluate before training too"""
+    eval_every: PositiveInt = 1
+    """epochs between two evaluations, each with its checkpoint; one follows the last epoch in any case"""
     logging_steps: PositiveInt = 20
     """steps between two lines of the log"""
     logger: Literal["", "wandb"] = ""
@@ -391,7 +396,11 @@ def distributed(config: Config) -> Iterator[World]:
         be_deterministic()
     control: Any = None
     if size > 1:
-        dist.init_process_group(dist.get_default_backend_for_device(device))
+        found: dist.Store = next(rendezvous("env://"))[0]
+        store = dist.PrefixStore(meet(dist.PrefixStore("violet", found), rank, size), found)
+        dist.init_process_group(
+            dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=size
+        )
         control = dist.new_group(backend="gloo") if device.type != "cpu" else None
     world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
     start_log(world)
@@ -404,6 +413,26 @@ def distributed(config: Config) -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes of a group agree on, and that no group before them had.
+
+    torchrun starts a group again on the same store: under the old names there still are the addresses of
+    those who died, and processes that read them wait for each other for half an hour.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("group", mine)
+        others = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
+        store.set(f"{mine}/met", " ".join(others))
+        return mine
+    while True:
+        group = store.get("group").decode()  # maybe that of the dead, who have not met this process
+        store.set(f"{group}/{rank}", mine)
+        if store.check([f"{group}/met"]) and mine in store.get(f"{group}/met").decode().split():
+            return group
+        time.sleep(0.02)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from lib import UserError, World, atomic_path, log
 from runs import BEFORE, STATE
+from tensor_files import UNREADABLE, load_data, reason
 
 State = dict[str, Any]
 
@@ -180,6 +181,7 @@ def damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
-        return f"is cut off or damaged ({error})"
+        load_data(path)  # whose reader looks at what no checksum covers
+    except (*UNREADABLE, zlib.error) as error:
+        return f"is cut off or damaged ({reason(error)})"
     return f"is damaged (the checksum of {bad} is another)" if bad else ""

@@ -27,7 +27,7 @@ FREE: tuple[str, ...] = (
     "device",
 )
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
-FREE += ("use_checkpoint", "deterministic", "eval_start")
+FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def open_run(config: Config, world: World) -> Run:
 
     A group of processes that torchrun starts again goes on, whatever `resume` says.
     """
-    wanted = config.resume
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and not wanted:
-        wanted = "auto"
+    # a machine counts only the restarts that its own processes have caused
+    restarts = world.most(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    wanted = config.resume or ("auto" if restarts else "")
     found: Path | UserError | None = None
     lock = None
     if world.is_main and wanted and config.size_epoch:

@@ -14,11 +14,29 @@ OBEYED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stop:
-    """Whether a signal has asked this process to stop. A second Ctrl-C stops it at once."""
+    """Whether a signal has asked this process to stop. A second Ctrl-C stops it at once.
+
+    So does the end of its torchrun: what nobody waits for would hold the devices, and the run.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signalled = False
         self.interrupted = 0.0  # when Ctrl-C was pressed first
+        self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether the process is to stop."""
+        if self.launcher and os.getppid() != self.launcher:
+            self.launcher = 0
+            self.ask("torchrun has ended")
+        return self.signalled
+
+    def ask(self, why: str) -> None:
+        """Take note of a reason to stop."""
+        if not self.signalled:
+            log.warning("%s: stopping after this step, the state saved", why)
+        self.signalled = True
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Take note of a signal."""
@@ -28,11 +46,8 @@ class Stop:
             raise KeyboardInterrupt
         if number == signal.SIGINT and not self.interrupted:
             self.interrupted = now
-        if not self.asked:
-            name = signal.Signals(number).name
-            again = "; once more stops at once" if number == signal.SIGINT else ""
-            log.warning("%s: stopping after this step, the state saved%s", name, again)
-        self.asked = True
+        again = " (once more stops at once)" if number == signal.SIGINT else ""
+        self.ask(signal.Signals(number).name + again)
 
 
 @contextlib.contextmanager

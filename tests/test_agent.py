@@ -144,6 +144,14 @@ def test_max_steps_ends_a_run_whatever_the_epochs(monkeypatch, arguments):
         assert metrics[-1]["lr"] == pytest.approx(1e-3 / (0.9 * steps))
 
 
+def test_evaluations_may_be_some_epochs_apart(monkeypatch, arguments):
+    folder = run(monkeypatch, [*arguments, "--size_epoch", "5", "--eval_every", "2"])
+    assert [(row["epoch"], row["step"]) for row in lines(folder / "eval.jsonl")] == [(2, 8), (4, 16), (5, 20)]
+    assert {path.name for path in folder.glob("ckpt*")} == {
+        f"ckpt_violet_pretrain_{epoch}.pt" for epoch in (2, 4, 5)
+    }
+
+
 def test_losses_fall(monkeypatch, arguments):
     folder = run(monkeypatch, [*arguments, "--max_steps", "60", "--lr", "3e-3", "--logging_steps", "10"])
     metrics = lines(folder / "metrics.jsonl")
@@ -312,18 +320,12 @@ def test_two_processes_train_as_one_does_on_the_same_global_batch(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def launch(launcher: str, arguments: list[str]) -> None:
-    command = [sys.executable, "-m", f"torch.distributed.{launcher}", "--nproc_per_node=2"]
+def launch(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "main_pretrain_yaml.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_the_published_command_line_starts_two_processes(arguments, tmp_path):
-    launch("launch", [*arguments, "--max_steps", "2"])
-    (folder,) = (tmp_path / "out").iterdir()
-    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2]
 
 
 def test_torchrun_evaluates_on_two_processes_as_on_one(monkeypatch, arguments, tmp_path):
@@ -331,7 +333,7 @@ def test_torchrun_evaluates_on_two_processes_as_on_one(monkeypatch, arguments, t
     arguments += ["--size_epoch", "0", "--path_ckpt", str(checkpoint)]
     one = run(monkeypatch, arguments)
     before = set((tmp_path / "out").iterdir())
-    launch("run", arguments)
+    launch(arguments)
     (two,) = set((tmp_path / "out").iterdir()) - before
     (first,), (second,) = lines(one / "eval.jsonl"), lines(two / "eval.jsonl")
     assert first.keys() == second.keys()

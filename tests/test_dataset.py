@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import write_corpus
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens
+from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
 from frames import Transform, random_frames
-from lib import UserError
+from lib import Config, UserError, World
 from tsv import BadRow, Tsv, lineidx_path
 
 
@@ -336,15 +336,31 @@ def test_corpora_move(tmp_path, tokens):
     assert len(make_corpus(tmp_path / "there" / "clips.yaml", tokens)) == 12
 
 
-def test_a_node_reads_its_own_files_of_a_composite_corpus_alone(tmp_path):
-    rows = {"a": 9, "b": 4, "c": 6}
-    files = []
+def write_composite(folder, rows):
+    """A corpus of several files, {name: rows}; returns its YAML."""
     for name, number in rows.items():
-        write_corpus(tmp_path, name, number)
-        files.append(f"{name}.img.tsv")
-    (tmp_path / "all.yaml").write_text(
-        json.dumps({"img": files, "caption": [f.replace("img", "caption") for f in files], "composite": True})
-    )
+        write_corpus(folder, name, number)
+    files = {key: [f"{name}.{key}.tsv" for name in rows] for key in ("img", "caption")}
+    (folder / "all.yaml").write_text(json.dumps({**files, "composite": True}))
+    return folder / "all.yaml"
+
+
+def test_each_machine_loads_its_own_files_alone_in_training(tmp_path, tokens):
+    values = {"size_img": 32, "size_frame": 2, "size_batch": 2, "n_workers": 0}
+    path = str(write_composite(tmp_path, {"a": 4, "b": 2, "c": 2}))
+    config = Config(**values, train_yaml={"all": path}, val_yaml={"all": path})
+    found = []
+    for rank in range(4):
+        world = World(torch.device("cpu"), rank, 4, nodes=2)
+        for train in (True, False):
+            loader = pretrain_loader(config, world, tokens, train)
+            found.append("".join(sorted(name[0] for batch in loader.epoch(1) for name in batch["id"])))
+    assert ["".join(sorted(set(names))) for names in found[::2]] == ["a", "a", "bc", "bc"]
+    assert sorted("".join(found[::2])) == sorted("".join(found[1::2])) == list("aaaabbcc")
+
+
+def test_a_node_reads_its_own_files_of_a_composite_corpus_alone(tmp_path):
+    write_composite(tmp_path, {"a": 9, "b": 4, "c": 6})
     corpus = PretrainCorpus(tmp_path / "all.yaml", "all", None, Transform(["img_center_crop"], 32), 2)
     pools = corpus.by_node(2)
     sources = [set(corpus.pairs[pool, 0].tolist()) for pool in pools]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_agent import free_port, lines, tiny_config
 from torch import nn
 from tqdm import tqdm
@@ -91,6 +92,26 @@ def values(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in clock} for row in lines(folder / "metrics.jsonl")]
 
 
+def on_board(folder: Path) -> dict[tuple[str, int], float]:
+    """What TensorBoard shows of a run."""
+    board = EventAccumulator(str(folder)).Reload()
+    return {(tag, e.step): e.value for tag in board.Tags()["scalars"] for e in board.Scalars(tag)}
+
+
+def in_files(folder: Path) -> dict[tuple[str, int], float]:
+    """The same, as its files of figures have it."""
+    rows = [("train", row) for row in lines(folder / "metrics.jsonl")]
+    rows += (
+        [("eval", row) for row in lines(folder / "eval.jsonl")] if (folder / "eval.jsonl").exists() else []
+    )
+    return {
+        (f"{group}/{name}", row["step"]): pytest.approx(value, rel=1e-6)
+        for group, row in rows
+        for name, value in row.items()
+        if name not in ("step", "epoch")
+    }
+
+
 def folders(arguments: list[str]) -> list[Path]:
     return sorted(Path(json.loads(Path(arguments[1]).read_text())["path_output"]).glob("_*"))
 
@@ -129,6 +150,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(arguments):
     for name in [f"ckpt_violet_pretrain_{epoch}.pt" for epoch in (1, 2, 3)]:
         one, other = (torch.load(folder / name, weights_only=True) for folder in (straight, pieces))
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert on_board(pieces) == in_files(pieces)
     names = [{p.name for p in folder.iterdir() if "events" not in p.name} for folder in (straight, pieces)]
     assert names[0] == names[1]  # no half-written file is left
 
@@ -237,6 +259,17 @@ def test_a_second_ctrl_c_stops_at_once_but_one_that_came_twice_does_not(monkeypa
         stop.receive(signal.SIGINT, None)
 
 
+def test_a_worker_whose_torchrun_has_ended_stops_too(monkeypatch):
+    parents = iter([7, 7, 1, 1])
+    monkeypatch.setattr("signals.os.getppid", lambda: next(parents))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stop = Stop()
+    assert [stop.asked, stop.asked, stop.asked] == [False, True, True]
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # any other parent may end, as a shell does after nohup
+    monkeypatch.setattr("signals.os.getppid", iter([7, 1]).__next__)
+    assert not Stop().asked
+
+
 # -- which run is gone on with
 
 
@@ -272,6 +305,11 @@ def test_auto_takes_the_newest_unfinished_run_of_its_task_and_config(tmp_path):
 def test_processes_that_torchrun_starts_again_go_on(tmp_path, monkeypatch):
     wanted = unfinished(tmp_path, "1")
     assert not open_run(tiny_config(tmp_path), ALONE).resumed
+    monkeypatch.setattr(World, "most", lambda self, count: max(count, 1))  # another machine's have died
+    found = open_run(tiny_config(tmp_path), ALONE)
+    assert found.folder == wanted
+    found.lock.close()
+    monkeypatch.undo()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert open_run(tiny_config(tmp_path), ALONE).folder == wanted
 
@@ -351,6 +389,22 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, caplog, mo
         resume.read_state(folder, ALONE)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bit_that_flips_anywhere_is_noticed_or_does_no_harm(tmp_path):
+    """Also in the archive's own tables, which have no checksum."""
+    state = {"model": {"w": torch.randn(9)}, "progress": {"step": 3}}
+    resume.write_tensors(state, tmp_path / STATE)
+    whole, noticed = (tmp_path / STATE).read_bytes(), 0
+    for place in range(0, len(whole), 5):
+        (tmp_path / STATE).write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        if resume.damage(tmp_path / STATE):
+            noticed += 1
+            continue
+        found = torch.load(tmp_path / STATE, weights_only=True)
+        assert torch.equal(found["model"]["w"], state["model"]["w"]) and found["progress"] == {"step": 3}
+    assert noticed > 100
+
+
 def no_space(original, content, path):
     path.write_bytes(b"half")
     raise OSError(28, "No space left on device")
@@ -418,6 +472,8 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
                     while file.write(b"x" * 512):
                         pass
             if self.step == 6:
+                state = resume.read_state(agent.folder, ALONE)
+                assert state["progress"]["step"] == 2
                 filler.unlink()
             original(self)
 
@@ -429,6 +485,9 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         assert state["progress"]["step"] == 8
         steps = [row["step"] for row in lines(agent.folder / "metrics.jsonl")]
         assert {1, 2, 3} <= set(steps) and steps[-1] == 8
+        board = on_board(agent.folder)  # has more: what had no room was kept
+        assert in_files(agent.folder).items() <= board.items()
+        assert {step for tag, step in board if tag == "train/loss"} == set(range(1, 9))
     finally:
         os.system(f"umount -l {tmp_path}")
 
@@ -459,16 +518,12 @@ def test_fp16_skips_such_a_step_and_the_mean_leaves_it_out(tmp_path):
 
 
 def test_figures_say_where_the_time_goes_and_board_and_file_agree(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     folder = fit(tmp_path, logging_steps=2).folder
     rows = lines(folder / "metrics.jsonl")
-    board = EventAccumulator(str(folder)).Reload()
     names = {"loss", "error", "grad_norm", "lr", "lr_swin", "samples_per_second", "data_wait", "memory_gib"}
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    for name in names:
-        values = {event.step: event.value for event in board.Scalars(f"train/{name}")}
-        assert values == {row["step"]: pytest.approx(row[name], rel=1e-6) for row in rows}
+    assert all(row.keys() == {"step", *names} for row in rows)
+    assert on_board(folder) == in_files(folder)
     assert all(0 <= row["data_wait"] < 1 for row in rows)
 
 

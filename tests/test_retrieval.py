@@ -17,7 +17,7 @@ import main_retrieval_tsv
 from captions import read_gallery
 from dataset import Tokens
 from evaluation import Blocks
-from lib import Config, UserError, distributed
+from lib import Config, UserError
 from ranking import both_ways
 from retrieval import RetrievalModel, best_alone
 from scoring import PairScorer, all_pairs, chunks
@@ -181,38 +181,6 @@ def test_each_is_to_find_its_own_and_ties_never_help():
     assert output.predictions["t2v"] == [True, True, False]
     output = model.judge(scores, scores.T, torch.arange(3), torch.tensor([False, True, True]))
     assert output.predictions["t2v"] == [False, True, False]
-
-
-def share_of_two(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = str(port)
-    torch.set_num_threads(1)
-    with distributed(Config(device="cpu")) as world:
-        model = model_of(world=world, pair_batch=5).train()
-        model.load_state_dict(torch.load(folder / "start.pt", weights_only=True))
-        batch = {key: value[3 * rank : 3 * rank + 3] for key, value in batch_of(6).items()}
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        output = wrapped(batch)
-        total = output.losses["match"].total
-        (total * world.size / 6).backward()  # as the agent weighs it: the processes' gradients are averaged
-        state = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        state["loss"] = world.sum(total.detach()) / 6
-        state["right"] = world.sum(output.scores["acc_t2v"].total)
-        if world.is_main:
-            torch.save(state, folder / "two.pt")
-
-
-def test_two_processes_that_gather_negatives_train_as_one_does_on_the_whole_batch(tmp_path):
-    model = model_of().train()
-    torch.save(model.state_dict(), tmp_path / "start.pt")
-    torch.multiprocessing.start_processes(
-        share_of_two, (free_port(), tmp_path), nprocs=2, start_method="spawn"
-    )
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    one = gradients(model, batch_of(6))
-    assert two["right"] == model(batch_of(6)).scores["acc_t2v"].total
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: n + m)
 
 
 # -- the scripts

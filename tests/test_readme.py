@@ -1,0 +1,151 @@
+"""The distributed lines of the README, run as they are printed, on a miniature of what `make demo` makes."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, tiny_bert, write_corpus
+from test_agent import free_port
+from test_resume import values
+from transformers import BertTokenizerFast
+
+from lib import load_config
+from runs import FINISHED, STATE
+from video_swin import SIZES, VideoSwin
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SECTION = README.split("## Long runs and many devices\n")[1].split("\n## ")[0]
+SLURM = {  # what of it the job's script calls, for two machines with a task each
+    "sbatch": """
+        while [[ $1 == --* ]]; do [[ $1 == --nodes=* ]] && nodes=${1#*=}; shift; done
+        export SLURM_JOB_ID=7 SLURM_JOB_NODELIST=here SLURM_JOB_NUM_NODES=$nodes SLURM_NTASKS=$nodes
+        exec bash "$@"
+        """,
+    "scontrol": """
+        if [[ $1 == show ]]; then echo localhost; else echo "$@" >> scontrol.txt; fi
+        """,
+    "srun": """
+        for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
+            SLURM_PROCID=$rank SLURM_LOCALID=0 "$@" & tasks+=($!)
+        done
+        for ((tenth = 0; tenth < 600; tenth++)); do
+            compgen -G "_snapshot/demo/_*/last.pt" > /dev/null && break
+            sleep 0.1
+        done
+        kill -USR1 "${tasks[@]}"
+        for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > largest)) && largest=$code; done
+        exit "$largest"
+        """,
+}
+
+
+def blocks(text: str) -> list[list[str]]:
+    """The command lines of a text, block by block; one that goes on in the background with the next."""
+    found = re.findall(r"(?:^ {4}\S.*\n)+", text, re.MULTILINE)
+    return [re.sub(r"&\n\s*", "& ", block).strip().replace("\n    ", "\n").split("\n") for block in found]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The project, with data and weights of the demo that take no time to make and to train on."""
+    for path in ROOT.iterdir():
+        if path.suffix == ".py" or path.name in ("_args", "_tools"):
+            (tmp_path / path.name).symlink_to(path)
+    data, weights = tmp_path / "_data/demo", tmp_path / "_snapshot/demo"
+    (data / "bert").mkdir(parents=True)
+    weights.mkdir(parents=True)
+    for split, rows in {"train": 8, "val": 3}.items():
+        write_corpus(data, split, rows)
+    (data / "bert/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(vocab=str(data / "bert/vocab.txt")).save_pretrained(data / "bert")
+    tiny_bert(5 + len(WORDS)).save_pretrained(data / "bert")
+    state = {f"backbone.{name}": tensor for name, tensor in VideoSwin(SIZES["demo"]).state_dict().items()}
+    torch.save({"state_dict": state}, weights / "swin_demo.pth")
+    return tmp_path
+
+
+def start(command: str, checkout: Path) -> subprocess.Popen[str]:
+    """A command as printed, but for the port, which others may have taken."""
+    path = f"{checkout / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", "-c", command.replace("5566", str(free_port())) + "; code=$?; wait; exit $code"],
+        cwd=checkout,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(number) for number in found.split()]
+
+
+def kill_a_worker(launcher: subprocess.Popen[str], checkout: Path) -> None:
+    """SIGKILL of the second worker of torchrun once there is a step to go on from."""
+    until = time.monotonic() + 60
+    while not any(checkout.glob("_snapshot/demo/*/last.previous.pt")) and time.monotonic() < until:
+        time.sleep(0.05)
+    workers = children(launcher.pid)
+    while len(workers) < 2:  # below the shell
+        workers = children(workers[0])
+    os.kill(workers[1], signal.SIGKILL)
+
+
+def test_the_lines_for_a_laptop_run_as_printed_and_one_survives_a_kill(checkout):
+    commands, found = blocks(SECTION)[0], []
+    assert [len(re.findall(r"\S+\.py ", command)) for command in commands] == [1, 1, 1, 2]
+    for command in commands:
+        running = start(command, checkout)
+        if killed := command.startswith("torchrun --nproc_per_node=2 --max-restarts"):
+            kill_a_worker(running, checkout)
+        output, _ = running.communicate(timeout=100)
+        assert running.returncode == 0, f"{command}\n{output[-3000:]}"
+        (folder,) = checkout.glob("_snapshot/demo/_*")
+        assert (folder / FINISHED).exists()
+        assert ("going on with" in (folder / "log.txt").read_text()) == killed
+        processes = len(torch.load(folder / STATE, weights_only=True)["random"])
+        found.append((processes, values(folder)))
+        folder.rename(checkout / f"run{len(found)}")
+    assert [processes for processes, _ in found] == [1, 2, 2, 2]
+    for _, rows in found[2:]:
+        for row, wanted in zip(rows, found[1][1], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_job_of_slurm_that_is_preempted_saves_and_queues_itself_again(checkout):
+    (command,) = [line for block in blocks(SECTION) for line in block if line.startswith("sbatch")]
+    (checkout / "bin").mkdir()
+    for name, script in SLURM.items():
+        (checkout / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}")
+        (checkout / "bin" / name).chmod(0o755)
+    job = start(command.replace("args_pretrain", "demo-pretrain") + " --device cpu", checkout)
+    output, _ = job.communicate(timeout=100)
+    assert job.returncode == 0, output[-3000:]
+    assert (checkout / "scontrol.txt").read_text() == "requeue 7\n"
+    (folder,) = checkout.glob("_snapshot/demo/_*")
+    state = torch.load(folder / STATE, weights_only=True)
+    assert len(state["random"]) == 2 and state["progress"]["step"] < state["progress"]["total"]
+    assert not (folder / FINISHED).exists()
+
+
+@pytest.mark.parametrize("command", [c for block in blocks(README) for c in block if "--config" in c])
+def test_every_command_names_scripts_configs_and_keys_that_exist(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for part in command.split("&"):
+        words = shlex.split(part)
+        script = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        assert Path(words[script]).is_file()
+        kind = json.loads(Path(words[words.index("--config") + 1]).read_text())["type"]
+        load_config(kind, words[script + 1 :])
