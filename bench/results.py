@@ -233,8 +233,10 @@ def waiting(amp: str, device: torch.device) -> Row:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         (path,) = folder.glob("_pretrain_*/metrics.jsonl")
         figures = [json.loads(line) for line in path.read_text().splitlines()][1:]  # the worker starts before
-    wait, rate = (statistics.mean(row[key] for row in figures) for key in ("data_wait", "samples_per_second"))
-    return {"seconds": 16 / rate, "of": 16, "beside": f"{wait:.1%} of it waiting for data"}
+    keys = ("data_wait", "samples_per_second", "memory_gib")
+    wait, rate, memory = (statistics.mean(row[key] for row in figures) for key in keys)
+    beside = f"{wait:.1%} of it waiting for data"
+    return {"seconds": 16 / rate, "of": 16, "beside": beside, "memory": memory}
 
 
 def demo_run(folder: Path, amp: str) -> Path:
@@ -292,9 +294,14 @@ def one(name: str, amp: str) -> Row:
     device = choose_device("auto")
     torch.manual_seed(0)
     row = CASES[name](amp, device)
-    row["memory"] = peak_memory(device)
+    row = {"memory": peak_memory(device), **row}
     row["ceiling"] = matrix_rate(device, AMP.get(amp, torch.float32))
     return row
+
+
+def runs() -> list[tuple[str, str]]:
+    """Name and precision of every line of the table."""
+    return [(name, amp) for name in CASES for amp in (("off",) if name in FLOAT32_ALONE else ("off", "bf16"))]
 
 
 def line(name: str, amp: str, row: Row) -> str:
@@ -353,12 +360,10 @@ def main() -> None:
         print(json.dumps(one(options.case, options.amp)))
         return
     lines = head(choose_device("auto"))
-    for name in CASES:
-        for amp in ("off",) if name in FLOAT32_ALONE else ("off", "bf16"):
-            row = fresh("results.py", ["--case", name, "--amp", amp])
-            lines.append(line(name, amp, row))
-            print(lines[-1], file=sys.stderr, flush=True)
-            (ROOT / "bench" / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    for name, amp in runs():
+        lines.append(line(name, amp, fresh("results.py", ["--case", name, "--amp", amp])))
+        print(lines[-1], file=sys.stderr, flush=True)
+    (ROOT / "bench" / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
