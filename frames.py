@@ -210,7 +210,7 @@ def read_clips(
 
 def normalise(frames: Tensor) -> Tensor:
     """(..., 3, H, W) uint8 -> float32 by ImageNet's mean and deviation, on the device of the frames."""
-    return frames.float().div_(255).sub_(MEAN.to(frames.device)).div_(STD.to(frames.device))
+    return frames.float().sub_(255 * MEAN.to(frames.device)).div_(255 * STD.to(frames.device))
 
 
 class Transform:

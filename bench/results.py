@@ -31,7 +31,7 @@ from train_step import make_batch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from agent import peak_memory
-from frames import Transform, read_clip
+from frames import Transform, normalise, read_clip
 from hog import hog_picture
 from lib import Config, choose_device
 from model import PretrainModel
@@ -213,7 +213,7 @@ def read_rows(width: int, height: int) -> Row:
 
     def ours() -> None:
         for row in rows:
-            read_clip(row, 5, transform, random)
+            normalise(read_clip(row, 5, transform, random))
 
     found = rival_seconds({"ours": ours, "theirs": theirs}, torch.device("cpu"), 7)
     beside = f"{found['theirs'] / found['ours']:.1f} x PIL and torchvision"
