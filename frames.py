@@ -141,7 +141,7 @@ class Linked:
         return len(self.times)
 
     def read(self, numbers: Sequence[int], least: int = 0) -> list[Tensor]:
-        """Those frames, (3, H, W) uint8 each, by seeking to them; always of their whole size."""
+        """Those frames, (3, H, W) uint8 each, by seeking to them; `least` makes no difference."""
         wanted = sorted({self.times[number] for number in numbers})
         try:
             frames = dict(zip(wanted, frames_at(self.path, wanted), strict=True))
