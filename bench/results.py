@@ -52,7 +52,7 @@ DEMO_BERT: dict[str, Any] = {
 
 
 def few(device: torch.device) -> tuple[int, int]:
-    """How often something of published size is measured, and how often done before: it takes up to a minute."""
+    """How often what takes up to a minute on a CPU is measured, and how often it is done before."""
     return (1, 0) if device.type == "cpu" else (5, 1)
 
 
