@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
+from frames import normalise
 from lib import Config, Mean, UserError, World, log
 from model import Batch, Output
 from parallel import (
@@ -99,8 +100,9 @@ def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """The batch with its tensors on `device`; frames that come as bytes are normalised there."""
+    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: normalise(v) if k == "img" and v.dtype == torch.uint8 else v for k, v in moved.items()}
 
 
 def peak_memory(device: torch.device) -> float:

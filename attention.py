@@ -35,7 +35,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
         """Without dropout by the fused kernel, which a mask that asks for no gradient does not rule out."""
-        kept = torch.rand(*q.shape[:3], k.shape[2], device=q.device) >= dropout if dropout else None
+        kept = torch.rand(*q.shape[:3], k.shape[2], device=q.device).ge_(dropout).byte() if dropout else None
         if kept is None:
             out = F.scaled_dot_product_attention(q.detach(), k.detach(), v.detach(), mask.detach())
         else:
@@ -96,6 +96,7 @@ def cut(mask: Tensor, part: Part) -> Tensor:
 
 def shares(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """-> (B, H, N, M), the share of attention that each query gives to each key."""
+    if mask.dtype == torch.bool:  # to add is several times as fast as to fill by a mask, bytes as bools
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    return scores.softmax(dim=-1)
+    return scores.add_(mask).softmax(dim=-1)

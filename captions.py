@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dataset import Loader, Tokens
 from frames import Frames, Transform, read_clip, read_clips, row_frames
@@ -94,7 +93,7 @@ class Clips:
 
     def blank(self, index: int) -> dict[str, Any]:
         """A video that cannot be read: nothing finds it."""
-        img = torch.zeros(1, self.size_frame, 3, self.transform.size, self.transform.size)
+        img = self.transform.blank(self.size_frame)[None]
         return {"img": img, "id": self.names[index], "valid": False}
 
 

@@ -1,6 +1,6 @@
 """From a TSV row to a batch: tokens, corpora, loaders.
 
-`TSV row -> normalised float (T, 3, H, W)` (frames.py) and `caption -> ids (X,)`,
+`TSV row -> clip (T, 3, H, W) uint8` (frames.py) and `caption -> ids (X,)`,
 collated to {"img": (B, T, 3, H, W), "txt": (B, X), "mask": (B, X), "valid": (B,), "id": [...]}.
 File formats are defined in `_data/README.md`.
 """
@@ -8,7 +8,7 @@ File formats are defined in `_data/README.md`.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
 from frames import Transform, read_clip
@@ -30,6 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not s
 
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]  # samples -> a batch
 
 
 # --------------------------------------------------------------------------------------------- tokens
@@ -198,7 +199,7 @@ class PretrainCorpus:
     def blank(self, index: int) -> dict[str, Any]:
         """What stands in for a pair that cannot be read in evaluation."""
         txt, mask = self.tokens("")
-        img = torch.zeros(self.size_frame, 3, self.transform.size, self.transform.size)
+        img = self.transform.blank(self.size_frame)
         return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False}
 
 
@@ -319,13 +320,20 @@ class Loader:
     """Batches of a mixture, in worker processes; rows that cannot be read are reported and counted."""
 
     def __init__(
-        self, dataset: Mixture, batches: Batches, n_workers: int, max_bad_ratio: float, pin: bool = False
+        self,
+        dataset: Mixture,
+        batches: Batches,
+        n_workers: int,
+        max_bad_ratio: float,
+        pin: bool = False,
+        collate: Collate = default_collate,
     ) -> None:
         self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
         self.bad: dict[tuple[str, int], str] = {}  # (corpus, pair) -> reason, of this process's batches
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
+            collate_fn=collate,
             num_workers=n_workers,
             generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,

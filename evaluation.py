@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from agent import AMP
+from agent import AMP, to_device
 from captions import Gallery
 from dataset import Batches, Draw, Loader, Mixture, Tokens
 from lib import Config, World, atomic_path, log
@@ -154,7 +154,7 @@ def score_blocks(
     with tqdm(total=total, desc="scores", unit="pair", unit_scale=True, disable=not world.is_main) as bar:
         for number, batch in zip(remaining.numbers, loader.epoch(0), strict=True):
             with autocast:
-                video = model.average(batch["img"].to(device), config.size_batch)
+                video = model.average(to_device(batch, device)["img"], config.size_batch)
             block = np.empty((len(video), len(gallery.texts)), np.float32)
             block[:, order.numpy()] = all_pairs(scorer, video, text, mask, pairs, bar.update).cpu().numpy()
             block[~batch["valid"].numpy()] = -np.inf

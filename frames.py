@@ -1,7 +1,8 @@
 """From a TSV row to a clip: which frames, from where, and their transform.
 
-`TSV row -> frames (T, 3, H, W) uint8 -> crop -> normalised float (T, 3, H, W)`. A row holds its frames as
-base64 JPEGs, or names the file that they are decoded from; which are picked follows the same rule.
+`TSV row -> frames (T, 3, H, W) uint8 -> crop -> clip (T, 3, size, size) uint8`. A row holds its frames as
+base64 JPEGs, or names the file that they are decoded from; which are picked follows the same rule. A clip
+travels as bytes, a quarter of what floats take, and is normalised where it is computed on (`normalise`).
 """
 
 import base64
@@ -28,6 +29,13 @@ BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, who
 JPEG_START = b"\xff\xd8"
 # a path with an ending (base64 has no dots), times, longest side
 FILE = re.compile(rb"([^\0\t]{0,4096}\.[A-Za-z0-9]{2,5})(?:\t(\[[^\t]*)(?:\t([1-9][0-9]{0,4}))?)?")
+# with a flag of colour beside them, they give the size alone
+REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -58,13 +66,41 @@ def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.n
 # ------------------------------------------------------------------------------------ from where they come
 
 
-def decode_frame(field: bytes, number: int) -> Tensor:
-    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame."""
+def jpeg_sides(jpeg: bytes) -> tuple[int, int]:
+    """Height and width that its header gives; zeros where there is none that can be read."""
+    place = len(JPEG_START)
+    while place + 9 <= len(jpeg) and jpeg[place] == 0xFF:
+        kind = jpeg[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the start of a frame, not of tables
+            return int.from_bytes(jpeg[place + 5 : place + 7]), int.from_bytes(jpeg[place + 7 : place + 9])
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return 0, 0
+
+
+def reduction(jpeg: bytes, least: int) -> int:
+    """By how much a JPEG is decoded smaller (1, 2, 4 or 8), which takes half of the time.
+
+    Its shorter side keeps `least` pixels (0: it is not reduced), and its last row and column lie half a pixel
+    over its edge at most.
+    """
+    sides = jpeg_sides(jpeg) if least else (0, 0)
+    for factor in (8, 4, 2):
+        if min(sides) >= max(1, factor * least) and all(-side % factor <= factor // 2 for side in sides):
+            return factor
+    return 1
+
+
+def decode_frame(field: bytes, number: int, least: int = 0) -> Tensor:
+    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame.
+
+    One at least twice as large as `least` is decoded at a half, a quarter or an eighth of its size.
+    """
     try:
         jpeg = base64.b64decode(field, validate=True)
     except binascii.Error as error:
         raise BadRow(f"frame {number} is not base64 ({error})") from error
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), DECODE) if jpeg.startswith(JPEG_START) else None
+    flags = DECODE | REDUCED[reduction(jpeg, least)]
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg.startswith(JPEG_START) else None
     if picture is None:
         raise BadRow(f"frame {number} is not a JPEG, or is cut off")
     return torch.from_numpy(picture).permute(2, 0, 1)
@@ -79,9 +115,9 @@ class Stored:
     def __len__(self) -> int:
         return len(self.fields)
 
-    def read(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Those frames, (3, H, W) uint8 each; no other is decoded."""
-        return [decode_frame(self.fields[number], int(number)) for number in numbers]
+    def read(self, numbers: Sequence[int], least: int = 0) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each; no other is decoded. `least`: see `decode_frame`."""
+        return [decode_frame(self.fields[number], int(number), least) for number in numbers]
 
 
 class Linked:
@@ -104,8 +140,8 @@ class Linked:
     def __len__(self) -> int:
         return len(self.times)
 
-    def read(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Those frames, (3, H, W) uint8 each, by seeking to them."""
+    def read(self, numbers: Sequence[int], least: int = 0) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each, by seeking to them; `least` makes no difference."""
         wanted = sorted({self.times[number] for number in numbers})
         try:
             frames = dict(zip(wanted, frames_at(self.path, wanted), strict=True))
@@ -155,7 +191,7 @@ def read_clip(
         picked = even_frames(len(frames), size_frame)
     else:
         picked = random_frames(len(frames), size_frame, random)
-    return transform(frames.read(picked.tolist()), random)
+    return transform(frames.read(picked.tolist(), transform.size), random)
 
 
 def read_clips(
@@ -165,15 +201,20 @@ def read_clips(
     frames = row_frames(fields, folder)
     clips = every_clip(len(frames), size_frame)
     numbers = np.unique(clips)
-    pictures = transform(frames.read(numbers.tolist()), None)
+    pictures = transform(frames.read(numbers.tolist(), transform.size), None)
     return pictures[torch.from_numpy(np.searchsorted(numbers, clips))]
 
 
 # ------------------------------------------------------------------------------------------- transforms
 
 
+def normalise(frames: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 by ImageNet's mean and deviation, on the device of the frames."""
+    return frames.float().sub_(255 * MEAN.to(frames.device)).div_(255 * STD.to(frames.device))
+
+
 class Transform:
-    """Frames of any size -> normalised squares, as `img_transform` names it.
+    """Frames of any size -> squares, as `img_transform` names it.
 
     img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
     clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
@@ -184,7 +225,7 @@ class Transform:
         self.names, self.size = list(names), size
 
     def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
-        """T of (3, H, W) uint8 -> (T, 3, size, size), normalised by ImageNet's mean and deviation."""
+        """T of (3, H, W) uint8 -> (T, 3, size, size) uint8."""
         name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
         if name == "pad_resize":
             squares = [self.pad_resize(frame) for frame in frames]
@@ -196,7 +237,11 @@ class Transform:
                 if name == "img_rand_crop" and random is not None:
                     place = random.random(2)
                 squares.append(self.crop(frame, place))
-        return torch.stack(squares).float().div_(255).sub_(MEAN).div_(STD)
+        return torch.stack(squares)
+
+    def blank(self, frames: int) -> Tensor:
+        """So many black frames, in place of a clip that cannot be read: (T, 3, size, size) uint8."""
+        return torch.zeros(frames, 3, self.size, self.size, dtype=torch.uint8)
 
     def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
         """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""

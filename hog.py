@@ -1,16 +1,19 @@
 """scikit-image's picture of the histograms of oriented gradients, batched and on the device."""
 
 import functools
+import itertools
 import math
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from lib import UserError
 
+CACHE = 1 << 20  # bytes of a channel of the frames that are worked on at a time
 
+
+@torch.no_grad()
 def hog_picture(frames: Tensor, orientations: int = 9, cell: int = 8) -> Tensor:
     """scikit-image's `hog(..., visualize=True)` picture: (..., 3, H, W) -> (..., H, W), float32.
 
@@ -22,41 +25,69 @@ def hog_picture(frames: Tensor, orientations: int = 9, cell: int = 8) -> Tensor:
     height, width = frames.shape[-2:]
     if min(height, width) < cell:
         raise UserError(f"hog needs frames of at least {cell} px a side, not {height} x {width}.")
-    histogram = cell_histograms(frames.float(), orientations, cell)
-    strokes = orientation_strokes(orientations, cell).to(histogram).flatten(1)
-    picture = rearrange(histogram @ strokes, "... h w (i j) -> ... (h i) (w j)", i=cell)
-    return F.pad(picture, (0, width - picture.shape[-1], 0, height - picture.shape[-2]))
+    strokes = orientation_strokes(orientations, cell).to(frames.device).flatten(1)
+    flat = frames.float().reshape(-1, *frames.shape[-3:])
+    few = CACHE // (4 * height * width) if frames.device.type == "cpu" else len(flat)
+    few = min(len(flat), max(1, few))
+    room = torch.zeros(
+        7, few, height, width, device=frames.device
+    )  # used again and again: new memory is slow
+    picture = torch.zeros(len(flat), height, width, device=frames.device)
+    for part, drawn in zip(flat.split(few), picture.split(few), strict=True):
+        lines = cell_histograms(part, room[:, : len(part)], orientations, cell) @ strokes
+        lines = rearrange(lines, "n h w (i j) -> n (h i) (w j)", i=cell)
+        drawn[:, : lines.shape[1], : lines.shape[2]] = lines
+    return picture.view(*frames.shape[:-3], height, width)
 
 
-def cell_histograms(frames: Tensor, orientations: int, cell: int) -> Tensor:
-    """(..., 3, H, W) -> (..., H // cell, W // cell, orientations): mean gradient magnitude per bin."""
-    # differences over two pixels; the outermost ones have none
-    down, right = torch.zeros_like(frames), torch.zeros_like(frames)
-    torch.sub(frames[..., 2:, :], frames[..., :-2, :], out=down[..., 1:-1, :])
-    torch.sub(frames[..., :, 2:], frames[..., :, :-2], out=right[..., :, 1:-1])
-    down, right, magnitude = strongest_channel(down, right)
-    # unsigned: opposite directions are one
-    bins = torch.atan2(down, right).mul_(orientations / math.pi).floor_().remainder_(orientations)
+def cell_histograms(frames: Tensor, room: Tensor, orientations: int, cell: int) -> Tensor:
+    """(N, C, H, W) -> (N, H // cell, W // cell, orientations): mean gradient magnitude per bin.
+
+    The votes beyond each border between bins are added up; a bin's are the difference of two sums. Comparing
+    and multiplying goes at the speed of memory, which picking by a mask or an index does not.
+    """
     rows, columns = (size // cell * cell for size in frames.shape[-2:])
-    votes, bins = (
-        rearrange(x[..., :rows, :columns], "... (h i) (w j) -> ... h w (i j)", i=cell, j=cell)
-        for x in (magnitude, bins)
-    )
-    empty = votes.new_zeros(*votes.shape[:-1], orientations)
-    return empty.scatter_add_(-1, bins.long(), votes) / cell**2
+    fields = (*strongest_gradient(frames, room), room[5])
+    cotangent, votes, beyond = (x[:, :rows, :columns].unflatten(1, (-1, cell)) for x in fields)
+
+    def per_cell(pixels: Tensor) -> Tensor:
+        return pixels.sum(dim=2).unflatten(2, (-1, cell)).sum(dim=3)
+
+    borders = [1 / math.tan(math.pi * number / orientations) for number in range(1, orientations)]
+    sums = [per_cell(votes)]
+    sums += [per_cell(torch.le(cotangent, border, out=beyond).mul_(votes)) for border in borders]
+    sums.append(torch.zeros_like(sums[0]))
+    return torch.stack([more - less for more, less in itertools.pairwise(sums)], dim=-1) / cell**2
 
 
-def strongest_channel(down: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (..., C, H, W) -> of the first channel with the largest magnitude, and that: (..., H, W)."""
-    squares = down.square().addcmul_(right, right)
-    channels = zip(*(x.unbind(dim=-3) for x in (down, right, squares)), strict=True)
-    best_down, best_right, best = next(channels)
-    for other_down, other_right, square in channels:
-        larger = square > best
-        best_down = torch.where(larger, other_down, best_down)
-        best_right = torch.where(larger, other_right, best_right)
-        best = torch.maximum(square, best)
-    return best_down, best_right, best.sqrt()
+def strongest_gradient(frames: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) -> of the first channel with the largest gradient: its cotangent, its magnitude (N, H, W).
+
+    The cotangent is that of the angle from rightwards to downwards: that of opposite directions is the same.
+    room: (7, N, H, W), zeros at first, where all of it is made; the edges of differences stay 0.
+    """
+    best, other, spare = room[:3], room[3:6], room[6]
+    gradient(frames[:, 0], best)
+    for channel in frames.unbind(dim=1)[1:]:
+        gradient(channel, other)
+        torch.gt(other[2], best[2], out=spare)  # 1 or 0
+        best.lerp_(other, spare)
+    down, right, square = best
+    torch.div(right, down, out=spare).nan_to_num_(
+        math.inf, math.inf, math.inf
+    )  # level, either way: an angle of 0
+    return spare, square.sqrt_()
+
+
+def gradient(channel: Tensor, out: Tensor) -> None:
+    """(N, H, W) -> out (3, N, H, W): differences over two pixels down and right, their squares' sum.
+
+    The edges of the differences are left as they are.
+    """
+    down, right, square = out
+    torch.sub(channel[:, 2:], channel[:, :-2], out=down[:, 1:-1])
+    torch.sub(channel[..., 2:], channel[..., :-2], out=right[..., 1:-1])
+    torch.mul(down, down, out=square).addcmul_(right, right)
 
 
 @functools.cache

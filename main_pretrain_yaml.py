@@ -45,6 +45,7 @@ def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Confi
         generator,
         attention,
         model.reads,
+        cut=not config.compile,  # which compiles anew for every shape
     )
 
 

@@ -114,13 +114,15 @@ def mask_batch(
     generator: Generator,
     attention: Tensor | None = None,
     reads: Callable[[Tensor], Tensor] = lambda patches: patches,
+    cut: bool = False,
 ) -> dict[str, Any]:
     """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W), `txt` (B, X), `valid` (B,).
 
     Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
     (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS], every hidden word and, of the patches,
     those that `reads` makes of the hidden ones, which is all of the output that a loss reads.
-    `attention` (B, L) is needed for `am` alone.
+    `attention` (B, L) is needed for `am` alone. With `cut` the columns behind the longest text go once
+    everything is drawn: what is hidden is the same, and no loss reads padding.
     """
     img, txt = batch["img"], batch["txt"].cpu()
     size, frames = len(img), img.shape[1]
@@ -136,9 +138,11 @@ def mask_batch(
         patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
         words = torch.where(attended[:, None], hidden_words, words)
     patches &= batch["valid"].cpu()[:, None, None, None]  # there is nothing to see in a blank
-    added = {
-        "masked_txt": txt.masked_fill(words, special.mask),
-        "ans_mlm": txt.masked_fill(~words, -1),
+    longest = int((txt != special.pad).sum(dim=1).max()) if cut else txt.shape[1]
+    added: dict[str, Tensor] = {
+        **{name: batch[name][:, :longest] for name in ("txt", "mask") if name in batch},
+        "masked_txt": txt.masked_fill(words, special.mask)[:, :longest],
+        "ans_mlm": txt.masked_fill(~words, -1)[:, :longest],
         "mvm_mask": patches,
         "negatives": negative_texts(size, generator),
         "positions": read_positions(reads(patches), words),

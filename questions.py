@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
-from dataset import Batches, Corpus, Loader, Mixture, Tokens
+from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
 from frames import Transform, read_clip
 from lib import Config, UserError, World, log
 from model import Batch, Output
@@ -224,8 +225,7 @@ class Questions(ABC):
 
     def blank(self, index: int) -> dict[str, Any]:
         """A question whose clip cannot be read: it counts as wrong."""
-        img = torch.zeros(self.size_frame, 3, self.transform.size, self.transform.size)
-        return {**self.sample(index), "img": img, "valid": False}
+        return {**self.sample(index), "img": self.transform.blank(self.size_frame), "valid": False}
 
     def describe(self, index: int, valid: bool, best: Sequence[int], shares: Sequence[float]) -> Item:
         """For the predictions file: question, answer, the best picks with probabilities, right or wrong."""
@@ -290,8 +290,17 @@ def question_loaders(
             mask_pos=config.mask_pos,
             use_prompt=config.enable_prompt,
         )
-        loaders[split] = split_loader(config, world, split, questions)
+        # compiling starts anew for every shape
+        collate = default_collate if config.compile else without_padding
+        loaders[split] = split_loader(config, world, split, questions, collate)
     return loaders
+
+
+def without_padding(samples: list[dict[str, Any]]) -> Batch:
+    """Samples -> a batch without the columns that are padding in all of its texts."""
+    batch = default_collate(samples)
+    longest = int(batch["mask"].sum(dim=-1).max())
+    return {**batch, **{name: batch[name][..., :longest] for name in ("txt", "mask")}}
 
 
 def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item]]:
@@ -313,10 +322,12 @@ def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item
     return splits
 
 
-def split_loader(config: Config, world: World, split: str, questions: Corpus) -> Loader:
+def split_loader(
+    config: Config, world: World, split: str, questions: Corpus, collate: Collate = default_collate
+) -> Loader:
     """The loader of one split, whose name is also that of the corpus in its batches."""
     train = split == "train"
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size)
-    mixture = Mixture({split: questions}, config.seed, train)
-    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin=world.device.type != "cpu")
+    mixture, pin = Mixture({split: questions}, config.seed, train), world.device.type != "cpu"
+    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin, collate)

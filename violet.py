@@ -26,7 +26,7 @@ from torch import Tensor
 from checkpoint import Report, load_checkpoint
 from dataset import Tokens
 from decoding import IMAGES
-from frames import Linked, Transform, even_frames
+from frames import Linked, Transform, even_frames, normalise
 from lib import Config, UserError, choose_device, load_config
 from model import encoder_arguments, matching_head
 from qa import MaskModel
@@ -82,7 +82,8 @@ class Pretrained:
             pictures = frames.read(even_frames(len(frames), wanted).tolist())
         except BadRow as error:
             raise UserError(f"{error}: it cannot be read as a video or a picture.") from error
-        return self.network.enc_img(self.transform(pictures, None)[None].to(self.device))[0]
+        clip = normalise(self.transform(pictures, None).to(self.device))
+        return self.network.enc_img(clip[None])[0]
 
     @torch.inference_mode()
     def encode_text(self, text: str) -> Tensor:

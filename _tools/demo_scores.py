@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from agent import seeded
+from agent import seeded, to_device
 from dataset import Tokens, pretrain_loader
 from lib import Config, World
 from masking import mask_batch
@@ -24,7 +24,7 @@ def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, fl
     """Loss of each MVM target if every hidden patch is given one constant colour, the best there is."""
     batches = []
     for number, batch in enumerate(loader.epoch(0)):
-        generator = seeded(config.seed, number)
+        batch, generator = to_device(batch, torch.device("cpu")), seeded(config.seed, number)
         batches.append(
             mask_batch(
                 batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, generator

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modul
 from demo_world import BEHAVIOURS, COLOURS, OUTLINES
 
 from agent import warmup_linear
-from frames import MEAN, STD, Transform, decode_frame, even_frames, random_frames
+from frames import Transform, decode_frame, even_frames, normalise, random_frames
 from lib import UserError, atomic_path, choose_device, seed_everything
 from tsv import Tsv
 from video_swin import SIZES, VideoSwin
@@ -88,8 +88,7 @@ class Namer(nn.Module):
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """frames: (B, T, 3, S, S) uint8 -> logits (B, names) of each thing."""
-        frames = (frames.float() / 255 - MEAN.to(frames.device)) / STD.to(frames.device)
-        features = self.backbone(frames.transpose(1, 2)).mean(dim=(2, 3, 4))
+        features = self.backbone(normalise(frames).transpose(1, 2)).mean(dim=(2, 3, 4))
         return {key: head(features) for key, head in self.cls_head.items()}
 
 

@@ -34,7 +34,7 @@ from sources import KINDS
 
 from dataset import Tokens
 from evaluation import encode_texts, token_rows
-from frames import Frames, Stored, Transform, even_frames, row_frames
+from frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from lib import Config, UserError, atomic_path, choose_device, load_config
 from pages import article, figure, strip, write_page
 from retrieval import RetrievalModel
@@ -139,11 +139,12 @@ def encode(model: RetrievalModel, config: Config, source: Source, device: torch.
     for name in tqdm(new, "encoding", unit="video", disable=None if new else True):
         try:
             frames = source.frames(name)
-            clip = transform(frames.read(even_frames(len(frames), config.size_frame).tolist()), None)
+            picked = even_frames(len(frames), config.size_frame).tolist()
+            clip = transform(frames.read(picked, transform.size), None)
         except BadRow as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        features[name] = model.enc_img(clip[None].to(device))[0].float().cpu()
+        features[name] = model.enc_img(normalise(clip.to(device))[None])[0].float().cpu()
     if not features:
         raise UserError(f"{source.path}: not one video in it can be read.")
     if new:

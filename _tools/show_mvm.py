@@ -196,7 +196,7 @@ def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[d
 
 def make_batch(config: Config, tokens: Tokens, samples: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Samples as a batch, masked by random patches and blocks."""
-    batch = default_collate([{**sample, "valid": True} for sample in samples])
+    batch = to_device(default_collate([{**sample, "valid": True} for sample in samples]), torch.device("cpu"))
     masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
     return mask_batch(batch, masks, config.p_mask, tokens.special, config.size_patch, seeded(seed))
 

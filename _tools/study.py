@@ -108,7 +108,7 @@ def weights(config: Any) -> dict[str, float]:
     """
     import torch
 
-    from agent import seeded
+    from agent import seeded, to_device
     from dataset import Tokens, pretrain_loader
     from lib import World, seed_everything
     from masking import mask_batch
@@ -123,7 +123,7 @@ def weights(config: Any) -> dict[str, float]:
     loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=True)
     for number, batch in zip(range(4), loader.epoch(0), strict=False):
         masked = mask_batch(
-            batch,
+            to_device(batch, torch.device("cpu")),
             ["rm"],
             CONFIGS["pretrain"]["p_mask"],
             tokens.special,

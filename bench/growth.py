@@ -3,21 +3,30 @@
     python bench/growth.py
 
 Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device, which
-computes nothing). Measured: seconds of a training step at demo size. The exponent e is that of cost ~ x^e,
-fitted to the upper half of each range: 1 is linear.
+computes nothing). Measured: seconds of a training step at demo size; of processes, each with its own core and
+batch, those that pass on the clock, for which no one else may use the machine. The exponent e is that of
+cost ~ x^e, fitted to the upper half of each range: 1 is linear, and of processes 0 the best there is.
 """
 
 import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from measure import ROOT, flops, seconds
+from torch import nn
 from train_step import make_batch
 from transformers import BertConfig
 
+from lib import Config, distributed
 from model import PretrainModel
+from parallel import wrap
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs
 from video_swin import SIZES
@@ -31,6 +40,7 @@ RANGES: dict[str, Sequence[int]] = {
     "batch": (4, 8, 16, 32),
 }
 VIDEOS = (8, 16, 32, 64)
+PROCESSES = (1, 2)
 CPU = torch.device("cpu")
 
 
@@ -55,17 +65,46 @@ def counted(batch: int, frames: int, pixels: int, text: int) -> float:
         return 3.0 * flops(run)
 
 
-def measured(batch: int, frames: int, pixels: int, text: int) -> float:
-    """Seconds of a step at demo size."""
+def small_step(
+    batch: int, frames: int, pixels: int, text: int, share: Callable[[nn.Module], nn.Module] = lambda m: m
+) -> Callable[[], None]:
+    """A step at demo size, of the model that `share` makes of it."""
     torch.manual_seed(0)
-    model = PretrainModel(small_bert(), small_bert(), SIZES["demo"], max_frames=16)
+    model = share(PretrainModel(small_bert(), small_bert(), SIZES["demo"], max_frames=16))
     data = make_batch(batch, frames, pixels, text, CPU)
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
         torch.stack([mean.value for mean in model(data).losses.values()]).sum().backward()
 
-    return seconds(run, CPU, 3)
+    return run
+
+
+def measured(**shape: int) -> float:
+    """Seconds of a step at demo size."""
+    return seconds(small_step(**shape), CPU, 3)
+
+
+def together(processes: int) -> float:
+    """Seconds of a step at demo size of processes that exchange gradients, each with a batch and a core."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *launcher, __file__, "--worker"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout.splitlines()[-1])
+
+
+def worker() -> None:
+    """One of the processes of `together`: the first prints the median of its steps."""
+    with distributed(Config(device="cpu")) as world:
+        run = small_step(**SMALL, share=lambda m: wrap(m, world, "ddp" if world.size > 1 else "none"))
+        passed = []
+        for _ in range(20):
+            start = time.perf_counter()
+            run()
+            passed.append(time.perf_counter() - start)
+        if world.is_main:
+            print(statistics.median(passed[5:]))
 
 
 def candidates(number: int) -> float:
@@ -93,12 +132,17 @@ def curves() -> dict[tuple[str, str], tuple[Sequence[int], list[float]]]:
         for way, fixed, cost in ways:
             found[name, way] = (values, [cost(**{**fixed, name: value}) for value in values])
     found["candidate videos", "seconds, demo size"] = (VIDEOS, [candidates(number) for number in VIDEOS])
+    found["processes", "seconds, demo size"] = (PROCESSES, [together(number) for number in PROCESSES])
     return found
 
 
 def main() -> None:
     """The plot and the table."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", action="store_true", help="(what the measurement of processes starts)")
+    if parser.parse_args().worker:
+        worker()
+        return
     found = curves()
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), layout="constrained")

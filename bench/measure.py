@@ -68,7 +68,7 @@ def flops(work: Work) -> int:
     return counter.get_total_flops()
 
 
-def fresh(program: str, arguments: Sequence[str], limit: float = 900) -> dict[str, Any]:
+def fresh(program: str, arguments: Sequence[str], limit: float = 3600) -> dict[str, Any]:
     """Run a program here in a process of its own; the JSON object that is the last line it prints."""
     command = [sys.executable, str(Path(__file__).parent / program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit)

@@ -124,7 +124,9 @@ def write_videos(folder: Path, dataset: str = "clips", rows: int = 6, frames: in
     return folder / f"img_{dataset}.tsv"
 
 
-def masked_batch(size=5, frames=3, pixels=64, p=0.4, seed=0, reads=lambda patches: patches) -> dict:
+def masked_batch(
+    size=5, frames=3, pixels=64, p=0.4, seed=0, reads=lambda patches: patches, cut=False
+) -> dict:
     """A batch of noise as the model of pre-training takes it; the vocabulary is of 128 words."""
     generator = torch.Generator().manual_seed(seed)
     txt = torch.randint(5, 128, (size, 8), generator=generator)
@@ -136,7 +138,7 @@ def masked_batch(size=5, frames=3, pixels=64, p=0.4, seed=0, reads=lambda patche
         "valid": torch.ones(size, dtype=torch.bool),
     }
     special = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
-    return mask_batch(batch, ["rm"], p, special, 32, generator, reads=reads)
+    return mask_batch(batch, ["rm"], p, special, 32, generator, reads=reads, cut=cut)
 
 
 class Noise:

@@ -13,7 +13,7 @@ import torch.multiprocessing
 from conftest import SWIN, tiny_bert
 from torch import nn
 
-from agent import Agent, Averages, seeded
+from agent import Agent, Averages, seeded, to_device
 from lib import Config, Mean, UserError, World, distributed
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
@@ -249,6 +249,15 @@ def test_averages_weigh_batches_by_their_counts():
     for total, count in [(3.0, 1), (1.0, 3), (0.0, 0)]:
         averages.add(Output({"a": Mean(torch.tensor(total), torch.tensor(count))}))
     assert averages.figures(World(torch.device("cpu"))) == {"loss": 1.0, "a": 1.0}
+
+
+def test_frames_come_as_bytes_and_are_normalised_on_the_device():
+    batch = {"img": torch.arange(256, dtype=torch.uint8).reshape(1, 1, 1, 16, 16).expand(1, 1, 3, -1, -1)}
+    moved = to_device({**batch, "id": ["a"]}, torch.device("cpu"))
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        want = (torch.arange(256) / 255 - mean) / std
+        torch.testing.assert_close(moved["img"][0, 0, channel].flatten(), want)
+    assert to_device(moved, torch.device("cpu"))["img"] is moved["img"]  # floats are
 
 
 # -- two processes

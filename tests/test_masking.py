@@ -149,6 +149,21 @@ def test_batch_keeps_the_originals_and_names_the_answers():
     assert masked["mvm_mask"].shape == (6, 4, 2, 2)
 
 
+@pytest.mark.parametrize("kind", ["rm", "am"])
+def test_text_cut_to_the_longest_hides_the_same(kind):
+    batch = make_batch()
+    batch["txt"][:, 7:], batch["mask"] = SPECIAL.pad, torch.ones(6, 10)
+    batch["txt"][2, 5:] = SPECIAL.pad
+    attention, given = torch.rand(6, 4 * 5 + 10), (0.5, SPECIAL, 32)
+    whole = mask_batch(batch, [kind], *given, generator(), attention)
+    cut = mask_batch(batch, [kind], *given, generator(), attention, cut=True)
+    assert cut["ans_mlm"].shape == (6, 7) and (whole["ans_mlm"] >= 0).any()
+    for name, value in cut.items():
+        text = name in ("txt", "mask", "masked_txt", "ans_mlm")
+        assert torch.equal(value, whole[name][:, :7] if text else whole[name]), name
+    assert cut["positions"].max() < 4 * 5 + 7
+
+
 def test_nothing_is_hidden_of_a_blank():
     batch = make_batch()
     batch["valid"][2] = False

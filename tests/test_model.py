@@ -41,6 +41,18 @@ def test_losses_equal_those_of_full_separate_passes(tiny_model, size):
         torch.testing.assert_close(output.losses[f"mvm_{name}"].value, want)
 
 
+def test_text_cut_to_the_longest_changes_no_loss_and_no_gradient(tiny_model):
+    found = []
+    for cut in (False, True):
+        batch = masked_batch(cut=cut)
+        tiny_model.zero_grad()
+        losses = {name: mean.value for name, mean in tiny_model(batch).losses.items()}
+        torch.stack(list(losses.values())).sum().backward()
+        found.append([batch["txt"].shape, losses, tiny_model.enc_img.emb_cls.grad.clone()])
+    assert (found[0][0], found[1][0]) == ((5, 8), (5, 6))
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=1e-4, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_accuracies_count_right_answers_and_no_bad_row(tiny_model):
     batch = masked_batch()

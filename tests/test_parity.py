@@ -13,7 +13,7 @@ from seeded import fill, seeded_tensor
 from transformers import BertConfig
 
 from agent import MIN_LR, parameter_groups, warmup_linear
-from frames import STD, Transform, decode_frame, even_frames, every_clip
+from frames import STD, Transform, decode_frame, even_frames, every_clip, normalise
 from fusion import take, visible
 from hog import hog_picture
 from model import PretrainModel
@@ -287,7 +287,7 @@ def test_transform(key):
     name = key.split("/")[-1]
     stored = base64.b64encode(NPZ[key.replace(name, "jpeg")].tobytes())
     want = expected(key)
-    got = Transform([name], want.shape[-1])([decode_frame(stored, 0)], random=None)[0]
+    got = normalise(Transform([name], want.shape[-1])([decode_frame(stored, 0)], random=None))[0]
     assert ((got - want) * STD).abs().max() <= 2 / 255 + 1e-6
 
 

@@ -21,6 +21,7 @@ from lib import Config, Mean, UserError, World
 from metrics import accuracy, interval
 from model import Output, PretrainModel
 from qa import TASKS, ChoiceModel, MaskModel
+from questions import without_padding
 
 ROOT = Path(__file__).parents[1]
 COLORS = ["red", "blue", "green"]
@@ -75,6 +76,16 @@ def test_the_answer_is_read_at_the_mask_alone():
     model.fc_mtm.register_forward_hook(lambda module, given, made: head.append(tuple(made.shape)))
     model(batch)
     assert head == [(3, 128)]
+
+
+@pytest.mark.parametrize("options", [0, 4])
+def test_padding_of_all_texts_is_left_out_of_a_batch_and_changes_nothing(options):
+    batch = question_batch(options=options)
+    samples = [{name: value[i] for name, value in batch.items()} for i in range(3)]
+    cut = without_padding(samples)
+    assert cut["txt"].shape[-1] == cut["mask"].shape[-1] == batch["txt"].shape[-1] - 1
+    model = (choice_model if options else mask_model)().eval()
+    torch.testing.assert_close(model(cut).losses["answer"].value, model(batch).losses["answer"].value)
 
 
 def test_the_task_token_is_used_when_asked_for():

@@ -17,6 +17,7 @@ import main_retrieval_tsv
 from captions import read_gallery
 from dataset import Tokens
 from evaluation import Blocks
+from frames import normalise
 from lib import Config, UserError
 from ranking import both_ways
 from retrieval import RetrievalModel, best_alone
@@ -243,7 +244,7 @@ def plain_matrix(given: list[str]) -> np.ndarray:
     model = RetrievalModel.from_config(config).eval()
     gallery = read_gallery(config)
     tokens = Tokens(config.txt_backbone, config.size_txt)
-    videos = torch.cat([model.enc_img(gallery.clips.read(i, None)["img"]) for i in range(8)])
+    videos = torch.cat([model.enc_img(normalise(gallery.clips.read(i, None)["img"])) for i in range(8)])
     txt, mask = (torch.stack(rows) for rows in zip(*(tokens(text) for text in gallery.texts), strict=True))
     with torch.inference_mode():
         return plain_scores(model, videos, model.enc_txt(txt, mask), mask).numpy()

@@ -25,7 +25,7 @@ import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
 import violet
 from dataset import Tokens
-from frames import Transform
+from frames import Transform, normalise
 from lib import Config, UserError
 from model import PretrainModel, encoder_arguments
 from needs import cached, lacking, offered
@@ -164,7 +164,7 @@ def test_frames_are_those_of_an_evaluation(run):
     with av.open("clip.mp4") as container:
         stored = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     picked = [stored[i].permute(2, 0, 1) for i in (0, 4, 8)]
-    want = loaded.network.enc_img(loaded.transform(picked, None)[None])[0]
+    want = loaded.network.enc_img(normalise(loaded.transform(picked, None))[None])[0]
     torch.testing.assert_close(loaded.encode_video("clip.mp4"), want)
 
 
