@@ -148,7 +148,8 @@ def frames_between(container: Any, stream: Any, times: Sequence[float]) -> Itera
 
 def shown_stamps(container: Any, stream: Any, times: Sequence[float]) -> set[int] | None:
     """Time stamps of the packets whose frames are on screen at the times; None where a packet has none."""
-    stamps = []
+    stamps, per_second = [], 1 / stream.time_base
+    wanted = [float((time + SAME) * per_second) for time in times]
     for packet in container.demux(stream):
         if not packet.size:
             continue  # it says that the file ends
@@ -156,11 +157,10 @@ def shown_stamps(container: Any, stream: Any, times: Sequence[float]) -> set[int
             return None
         if not packet.is_discard:
             stamps.append(packet.pts)
-        if packet.dts is not None and seconds(packet.dts, stream.time_base) > times[-1] + SAME:
+        if packet.dts is not None and packet.dts > wanted[-1]:
             break  # what is decoded later is shown later
     stamps.sort()
-    starts = [seconds(stamp, stream.time_base) for stamp in stamps]
-    return {stamps[bisect.bisect_right(starts, time + SAME) - 1] for time in times} if stamps else None
+    return {stamps[bisect.bisect_right(stamps, stamp) - 1] for stamp in wanted} if stamps else None
 
 
 def frames_from(path: Path, start: float) -> Iterator[Frame]:
@@ -185,12 +185,13 @@ def video_frames(
     """
     aspect = float(stream.sample_aspect_ratio or 1)
     step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    base = stream.time_base  # asked once: each answer is a new fraction
     latest, damaged, deadline = None, False, clock.monotonic() + PATIENCE
     for frame in decoded(container, stream, shown):
         if clock.monotonic() > deadline:
             raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds")
         if frame.pts is not None:
-            time = seconds(frame.pts, frame.time_base)
+            time = seconds(frame.pts, base)
         elif latest is None and sought:
             raise Late
         else:
@@ -198,7 +199,7 @@ def video_frames(
         if latest is not None and time <= latest:
             time = latest + step
         latest = round(time, 6)
-        length = float(frame.duration * frame.time_base) if frame.duration else step
+        length = frame.duration * base.numerator / base.denominator if frame.duration else step
         turned = frame.rotation % 180 == 90
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         picture = functools.partial(upright, frame)
