@@ -189,7 +189,7 @@ def video_frames(
     latest, damaged, deadline = None, False, clock.monotonic() + PATIENCE
     for frame in decoded(container, stream, shown):
         if clock.monotonic() > deadline:
-            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds")
+            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds: make clips of it")
         if frame.pts is not None:
             time = seconds(frame.pts, base)
         elif latest is None and sought:
