@@ -236,6 +236,8 @@ def stated_length(path: Path) -> float:
     if path.is_dir() or path.suffix.lower() in IMAGES:
         return 0.0
     with open_video(path) as (container, stream):
+        if container.format.name == "avi" and stream.frames:  # its duration is shortened where a file is cut
+            return stream.frames / float(stream.average_rate)
         if stream.duration:
             return float(stream.duration * stream.time_base)
         clock_time = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from test_make_tsv import failures, picture, read_rows, run, write_csv, write_image
+from test_make_tsv import cut_video, failures, picture, read_rows, run, write_csv, write_image
 
 import decoding
 from decoding import by_key_frame, frames_at, read_frames, stated_times
@@ -212,6 +212,16 @@ def test_damage_that_a_decoder_conceals(tmp_path: Path) -> None:
     assert len(frames.read([0, 24, 40])) == 3
     with pytest.raises(BadRow, match=r"a\.mp4: damaged: .* at 1\.20 seconds"):
         frames.read([0, 30])
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_that_is_cut_is_noticed(tmp_path: Path, codec: str) -> None:
+    """FFmpeg takes what is left for the whole of it where each packet is a key frame."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    cut_video(write_video(tmp_path / "b.avi", 50, codec, pixels), tmp_path / "a.avi", packets=30)
+    run(write_csv(tmp_path / "c.csv", [("a.avi", "a"), ("b.avi", "b")]), tmp_path / "out")
+    assert [id_ for id_, *_ in read_rows(tmp_path / "out")] == ["b"]
+    assert "of 2.00 seconds could be decoded" in failures(tmp_path / "out")["a"]
 
 
 def test_times_are_grouped_by_key_frame() -> None:
