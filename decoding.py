@@ -64,8 +64,8 @@ def stated_times(path: Path, rate: float = 0) -> list[float]:
     if path.is_dir() or path.suffix.lower() in IMAGES:
         return [frame.time for frame in read_frames(path, rate=rate)]
     with open_video(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        return sorted(seconds(packet.pts, packet.time_base) for packet in packets if not packet.is_discard)
+        base, packets = stream.time_base, container.demux(stream)  # not kept: they hold the whole file
+        return sorted(seconds(p.pts, base) for p in packets if p.pts is not None and not p.is_discard)
 
 
 def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
@@ -122,14 +122,15 @@ def by_key_frame(times: Sequence[float], keys: Sequence[float]) -> list[list[flo
     """Ascending times in groups, each of which one seek and reading on from there will find."""
     groups: list[list[float]] = []
     for time in times:
-        before = groups[-1][-1] if groups else None
-        if before is None:
+        if not groups:
             apart = True
         elif keys:
-            apart = bisect.bisect_right(keys, time + SAME) > bisect.bisect_right(keys, before + SAME)
+            apart = bisect.bisect_right(keys, time + SAME) > bisect.bisect_right(keys, groups[-1][-1] + SAME)
         else:
-            apart = time - before > APART
-        groups = [*groups, [time]] if apart else [*groups[:-1], [*groups[-1], time]]
+            apart = time - groups[-1][-1] > APART
+        if apart:
+            groups.append([])
+        groups[-1].append(time)
     return groups
 
 

@@ -133,19 +133,19 @@ def write_moving(path: Path, codec: str = "libx264", frames: int = 60, **options
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"),
+    ("name", "codec", "options"),
     [
-        ("a.mp4", "libx264"),
-        ("a.mkv", "libx264"),
-        ("a.mp4", "mpeg4"),
-        ("a.ts", "mpeg2video"),
-        ("a.mp4", "libx265"),
+        ("a.mp4", "libx264", {"b-pyramid": "normal"}),
+        ("a.mkv", "libx264", {"b-pyramid": "normal"}),
+        ("a.mp4", "libx264", {"x264-params": "open-gop=1"}),
+        ("a.mp4", "mpeg4", {}),
+        ("a.ts", "mpeg2video", {}),
+        ("a.mp4", "libx265", {}),
     ],
 )
 def test_frames_that_no_other_builds_on_are_left_out_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    options = {"b-pyramid": "normal"} if codec == "libx264" else {}
     path = write_moving(tmp_path / name, codec, g="30", **options)
     want = [(frame.time, np.asarray(frame.picture())) for frame in read_frames(path)]
     given = []
