@@ -64,8 +64,8 @@ def stated_times(path: Path, rate: float = 0) -> list[float]:
     if path.is_dir() or path.suffix.lower() in IMAGES:
         return [frame.time for frame in read_frames(path, rate=rate)]
     with open_video(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        return sorted(seconds(packet.pts, packet.time_base) for packet in packets if not packet.is_discard)
+        base, packets = stream.time_base, container.demux(stream)  # not kept: they hold the whole file
+        return sorted(seconds(p.pts, base) for p in packets if p.pts is not None and not p.is_discard)
 
 
 def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
@@ -122,14 +122,15 @@ def by_key_frame(times: Sequence[float], keys: Sequence[float]) -> list[list[flo
     """Ascending times in groups, each of which one seek and reading on from there will find."""
     groups: list[list[float]] = []
     for time in times:
-        before = groups[-1][-1] if groups else None
-        if before is None:
+        if not groups:
             apart = True
         elif keys:
-            apart = bisect.bisect_right(keys, time + SAME) > bisect.bisect_right(keys, before + SAME)
+            apart = bisect.bisect_right(keys, time + SAME) > bisect.bisect_right(keys, groups[-1][-1] + SAME)
         else:
-            apart = time - before > APART
-        groups = [*groups, [time]] if apart else [*groups[:-1], [*groups[-1], time]]
+            apart = time - groups[-1][-1] > APART
+        if apart:
+            groups.append([])
+        groups[-1].append(time)
     return groups
 
 
@@ -148,7 +149,8 @@ def frames_between(container: Any, stream: Any, times: Sequence[float]) -> Itera
 
 def shown_stamps(container: Any, stream: Any, times: Sequence[float]) -> set[int] | None:
     """Time stamps of the packets whose frames are on screen at the times; None where a packet has none."""
-    stamps = []
+    stamps, per_second = [], 1 / stream.time_base
+    wanted = [float((time + SAME) * per_second) for time in times]
     for packet in container.demux(stream):
         if not packet.size:
             continue  # it says that the file ends
@@ -156,11 +158,10 @@ def shown_stamps(container: Any, stream: Any, times: Sequence[float]) -> set[int
             return None
         if not packet.is_discard:
             stamps.append(packet.pts)
-        if packet.dts is not None and seconds(packet.dts, stream.time_base) > times[-1] + SAME:
+        if packet.dts is not None and packet.dts > wanted[-1]:
             break  # what is decoded later is shown later
     stamps.sort()
-    starts = [seconds(stamp, stream.time_base) for stamp in stamps]
-    return {stamps[bisect.bisect_right(starts, time + SAME) - 1] for time in times} if stamps else None
+    return {stamps[bisect.bisect_right(stamps, stamp) - 1] for stamp in wanted} if stamps else None
 
 
 def frames_from(path: Path, start: float) -> Iterator[Frame]:
@@ -185,12 +186,13 @@ def video_frames(
     """
     aspect = float(stream.sample_aspect_ratio or 1)
     step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    base = stream.time_base  # asked once: each answer is a new fraction
     latest, damaged, deadline = None, False, clock.monotonic() + PATIENCE
     for frame in decoded(container, stream, shown):
         if clock.monotonic() > deadline:
-            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds")
+            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds: make clips of it")
         if frame.pts is not None:
-            time = seconds(frame.pts, frame.time_base)
+            time = seconds(frame.pts, base)
         elif latest is None and sought:
             raise Late
         else:
@@ -198,7 +200,7 @@ def video_frames(
         if latest is not None and time <= latest:
             time = latest + step
         latest = round(time, 6)
-        length = float(frame.duration * frame.time_base) if frame.duration else step
+        length = frame.duration * base.numerator / base.denominator if frame.duration else step
         turned = frame.rotation % 180 == 90
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         picture = functools.partial(upright, frame)
@@ -235,6 +237,8 @@ def stated_length(path: Path) -> float:
     if path.is_dir() or path.suffix.lower() in IMAGES:
         return 0.0
     with open_video(path) as (container, stream):
+        if container.format.name == "avi" and stream.frames:  # its duration is shortened where a file is cut
+            return stream.frames / float(stream.average_rate)
         if stream.duration:
             return float(stream.duration * stream.time_base)
         clock_time = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))

@@ -15,7 +15,16 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from decoding import SAME, Frame, is_cut_gif, read_frames, resize, stated_length, stated_times
+from decoding import (
+    SAME,
+    Frame,
+    is_cut_gif,
+    picture_frames,
+    read_frames,
+    resize,
+    stated_length,
+    stated_times,
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def read_row(item: Item, sampling: Sampling) -> Kept:
 
 def read_image(item: Item, sampling: Sampling) -> Kept:
     """A picture, turned as its EXIF says."""
-    return Kept([encode(next(read_frames(item.path)), sampling)], [0.0])
+    return Kept([encode(next(picture_frames(item.path)), sampling)], [0.0])
 
 
 def encode(frame: Frame, sampling: Sampling) -> bytes:

@@ -172,3 +172,13 @@ def test_an_answer_that_is_a_number_is_named(check, tmp_path):
     numbered = [{**item, "answer": i % 2} for i, item in enumerate(QUESTIONS["qaoe"])]
     _, _, firsts = check(**downstream(tmp_path, "qaoe", {"train": numbered, "vocab": ["red", "zebra"]}))
     assert "the answer is not one token: clip1: what color is the star ? zebra" in firsts
+
+
+def test_ids_that_come_twice_are_found_where_the_file_is_read(check, tmp_path, monkeypatch):
+    config = downstream(tmp_path, "retrieval", {"test": QUESTIONS["retrieval"][:5]})
+    rows = lines_of(tmp_path / "img_clips.tsv")
+    (tmp_path / "img_clips.tsv").write_bytes(b"\n".join([*rows, rows[0]]) + b"\n")
+    code, found, firsts = check(**config)
+    assert code == 1 and "ids that come twice" in found["ERROR"] and "clip0: 2 times" in firsts
+    monkeypatch.setattr("checks.find_rows", None)  # a sample of a large file does without
+    assert check("--sample", "2", **config)[0] == 0

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from test_make_tsv import failures, picture, read_rows, run, write_csv, write_image
+from test_make_tsv import cut_video, failures, picture, read_rows, run, write_csv, write_image
 
 import decoding
 from decoding import by_key_frame, frames_at, read_frames, stated_times
@@ -133,19 +133,19 @@ def write_moving(path: Path, codec: str = "libx264", frames: int = 60, **options
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"),
+    ("name", "codec", "options"),
     [
-        ("a.mp4", "libx264"),
-        ("a.mkv", "libx264"),
-        ("a.mp4", "mpeg4"),
-        ("a.ts", "mpeg2video"),
-        ("a.mp4", "libx265"),
+        ("a.mp4", "libx264", {"b-pyramid": "normal"}),
+        ("a.mkv", "libx264", {"b-pyramid": "normal"}),
+        ("a.mp4", "libx264", {"x264-params": "open-gop=1"}),
+        ("a.mp4", "mpeg4", {}),
+        ("a.ts", "mpeg2video", {}),
+        ("a.mp4", "libx265", {}),
     ],
 )
 def test_frames_that_no_other_builds_on_are_left_out_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    options = {"b-pyramid": "normal"} if codec == "libx264" else {}
     path = write_moving(tmp_path / name, codec, g="30", **options)
     want = [(frame.time, np.asarray(frame.picture())) for frame in read_frames(path)]
     given = []
@@ -212,6 +212,16 @@ def test_damage_that_a_decoder_conceals(tmp_path: Path) -> None:
     assert len(frames.read([0, 24, 40])) == 3
     with pytest.raises(BadRow, match=r"a\.mp4: damaged: .* at 1\.20 seconds"):
         frames.read([0, 30])
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_that_is_cut_is_noticed(tmp_path: Path, codec: str) -> None:
+    """FFmpeg takes what is left for the whole of it where each packet is a key frame."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    cut_video(write_video(tmp_path / "b.avi", 50, codec, pixels), tmp_path / "a.avi", packets=30)
+    run(write_csv(tmp_path / "c.csv", [("a.avi", "a"), ("b.avi", "b")]), tmp_path / "out")
+    assert [id_ for id_, *_ in read_rows(tmp_path / "out")] == ["b"]
+    assert "of 2.00 seconds could be decoded" in failures(tmp_path / "out")["a"]
 
 
 def test_times_are_grouped_by_key_frame() -> None:

@@ -226,6 +226,15 @@ def test_videos_of_one_frame_are_no_images(tmp_path: Path, with_image: bool) -> 
     assert "image" not in yaml.safe_load((tmp_path / "out/x.yaml").read_text())
 
 
+def test_a_picture_is_one_whatever_its_ending(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "b.dat")
+    run(write_csv(tmp_path / "c.csv", [("a.jpg", "a"), ("b.dat", "b")], "image"), tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert [id_ for id_, _ in rows] == ["a", "b"] and rows[0][1] == rows[1][1]
+
+
 def test_csv_with_everything_that_captions_have(tmp_path: Path) -> None:
     write_video(tmp_path / "in/a b.mp4", frames=2)
     write_video(tmp_path / "in/é.mp4", frames=2)
