@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dataset import Loader
 from frames import normalise
 from lib import Config, Mean, UserError, World, log
-from model import Batch, Output
+from model import MVM_HEADS, Batch, Output
 from parallel import (
     AMP,
     choose_parallel,
@@ -59,21 +59,28 @@ PROGRESS = ("step", "total", "epoch", "batches", "figures", "kept")  # of an Age
 # ------------------------------------------------------------------------------------ optimiser, schedule
 
 
-def parameter_groups(model: nn.Module, lr: float, decay: float, swin_lr_mul: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, decay: float, swin_lr_mul: float, mvm_lr_mul: float = 1.0
+) -> list[dict[str, Any]]:
     """The published groups: (swin, decay), (other, decay), (swin, no decay), (other, no decay).
 
     No decay for names with "bias" (the bias tables among them) or "LayerNorm.weight"; Swin's norms decay.
+    Two more for the heads of MVM, if they have a learning rate of their own: (decay), (no decay).
     """
-    groups = [
-        {"params": [], "names": [], "peak": lr * (swin_lr_mul if swin else 1), "weight_decay": weight_decay}
-        for weight_decay in (decay, 0.0)
-        for swin in (True, False)
+    rates = [(mul, weight_decay) for weight_decay in (decay, 0.0) for mul in (swin_lr_mul, 1.0)]
+    if mvm_lr_mul != 1:
+        rates += [(mvm_lr_mul, decay), (mvm_lr_mul, 0.0)]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "names": [], "peak": lr * mul, "weight_decay": weight_decay}
+        for mul, weight_decay in rates
     ]
     for name, parameter in model.named_parameters():
         free = "bias" in name or "LayerNorm.weight" in name
-        group: dict[str, Any] = groups[2 * free + ("swin" not in name)]
-        group["params"].append(parameter)
-        group["names"].append(name)
+        place = 2 * free + ("swin" not in name)
+        if mvm_lr_mul != 1 and name.startswith(MVM_HEADS):
+            place = 4 + free
+        groups[place]["params"].append(parameter)
+        groups[place]["names"].append(name)
     return groups
 
 
@@ -165,7 +172,8 @@ class Agent:
         if config.compile:
             compile_encoders(self.model)
         self.wrapped = wrap(self.model, world, sharing)
-        groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul)
+        multiples = (config.vis_backbone_lr_mul, config.mvm_lr_mul)
+        groups = parameter_groups(self.model, config.lr, config.decay, *multiples)
         self.optimizer = make_optimizer(groups, config.lr, sharing)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.run = open_run(config, world)

@@ -116,6 +116,9 @@ class Config:
     """one name or a list: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
     mvm_weight: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """weight of a target's loss in the sum, {target: weight}, where it is not 1"""
+    mvm_lr_mul: PositiveFloat = 1.0
+    """learning rate of the heads of masked visual modelling, as a multiple of lr: they are always new, and in
+    a short run from encoders that know much they else stay behind"""
     mvm_on_images: bool = True
     """whether one-frame clips take part in masked visual modelling"""
     temp: PositiveFloat = 0.05

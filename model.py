@@ -4,8 +4,9 @@ Shapes: B clips, T frames, h x w patches of a frame, X text tokens, D the width,
 Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc, fc_mtm, decoder_*.
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
+from transformers.utils import logging
 
 from checkpoint import Report, load_checkpoint
 from fusion import FusionEncoder, initialise_bert, put, visible
@@ -429,6 +431,23 @@ def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
             part.requires_grad_(False)
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without what transformers says of a file's keys: our report says it, and calls no file corrupted.
+
+    BERTs of sentence embeddings have no MLM head, and nothing is wrong with them.
+    """
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
 def read_bert(name: str) -> BertForMaskedLM:
     """A BERT with its MLM head by name or folder.
 
@@ -436,7 +455,8 @@ def read_bert(name: str) -> BertForMaskedLM:
     transform starts anew. Raises `UserError` if a part of its embeddings or encoder is missing.
     """
     try:
-        bert, found = cast(Any, BertForMaskedLM).from_pretrained(name, output_loading_info=True)
+        with quiet_transformers():
+            bert, found = cast(Any, BertForMaskedLM).from_pretrained(name, output_loading_info=True)
     except UNREADABLE as error:
         raise UserError(
             f"BERT {name!r} has no weights that can be read ({reason(error)}); to train without, set "

@@ -17,7 +17,8 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 70rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem .2rem 0; text-align: right; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+td, th { padding: .2rem .7rem .2rem 0; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 article { border-top: 1px solid #8886; padding: .8rem 0; }
 .text { font-weight: 600; margin: 0 0 .5rem; overflow-wrap: anywhere; }
@@ -26,6 +27,20 @@ figure { margin: 0; padding: .25rem; border: 2px solid transparent; border-radiu
 figure.right { border-color: #2a9d4a; }
 img, video { width: 100%; display: block; border-radius: .2rem; background: #8883; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.plays { position: relative; }
+.plays::after { content: "\\25b6"; position: absolute; top: .4rem; left: .4rem; padding: .1rem .45rem;
+  border-radius: .2rem; background: #000a; color: #fff; font-size: .8rem; pointer-events: none; }
+.plays:hover::after, .plays:focus-within::after { display: none; }
+@media (max-width: 30rem) { table { font-size: .78rem; } td, th { padding-right: .35rem; } }
+"""
+# controls hide the lower half of a small picture: they come with the pointer, a touch or the keyboard
+SCRIPT = """
+for (const video of document.querySelectorAll("video")) {
+  video.controls = false;
+  for (const sign of ["pointerenter", "focus", "click"])
+    video.addEventListener(sign, () => { video.controls = true; });
+  video.addEventListener("pointerleave", () => { video.controls = !video.paused; });
+}
 """
 
 
@@ -44,6 +59,14 @@ def figure(media: str, caption: str, right: bool = False) -> str:
     """A picture or video (its tag) with what is said under it; `right` frames it."""
     mark = ' class="right"' if right else ""
     return f"<figure{mark}>{media}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def player(source: str, poster: str) -> str:
+    """A video at an address, with a picture (a data URI) until it plays; the page needs `SCRIPT` once."""
+    return (
+        '<div class="plays"><video controls muted loop playsinline tabindex="0" preload="none" '
+        f'poster="{poster}" src="{html.escape(source)}"></video></div>'
+    )
 
 
 def article(text: str, figures: Sequence[str]) -> str:
@@ -82,9 +105,11 @@ def report(
     order = sorted(range(len(texts)), key=lambda i: (texts[i]["rank"], -margin[i]))
     best, worst = order[:queries], order[queries:][::-1][:queries]
     parts = [table(figures)]
+    parts.append("<p>Under each text the videos that score highest, with the score; its own is framed.</p>")
     for title, chosen in (("Best queries", best), ("Worst queries", worst)):
-        parts.append(f"<h2>{title}</h2>")
-        parts += [query(texts[i], read) for i in chosen]
+        if chosen:
+            parts.append(f"<h2>{title}</h2>")
+            parts += [query(texts[i], read) for i in chosen]
     return parts
 
 

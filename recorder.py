@@ -189,7 +189,8 @@ class Recorder:
     def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
         """Write the figures of an evaluation; the clock of the next training steps starts after it."""
         self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval")
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        shown = {name: value if isinstance(value, int) else f"{value:.4f}" for name, value in figures.items()}
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
         log.info("evaluation, step %d: %s", step, text)
         self.since = time.perf_counter()
 

@@ -13,9 +13,9 @@ wrote. In under a minute on a laptop, after `make demo`:
     python violet.py _snapshot/demo/_pretrain_TIME clip.mp4 "a red star turns" "what color is it ?"
 """
 
+import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from checkpoint import Report, load_checkpoint
 from dataset import Tokens
 from decoding import IMAGES
 from frames import Linked, Transform, even_frames, normalise
-from lib import Config, UserError, choose_device, load_config
+from lib import KEYS, Config, UserError, choose_device, load_config
 from model import encoder_arguments, matching_head
 from qa import MaskModel
 from question_kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
@@ -203,14 +203,25 @@ def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any]
     return load_config(kind, ["--config", str(path), *arguments])
 
 
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command line, and the config's keys that it changes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("checkpoint", help="a checkpoint, the folder of a run, or an exported one")
+    parser.add_argument("video", help="a video or a picture")
+    parser.add_argument("text", nargs="+", help='what is matched with it; what ends with "?" is asked')
+    parser.add_argument("--config", default="", help="its config; default: the one beside the checkpoint")
+    for key in KEYS:
+        parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Match a video with a text and ask it a question, whichever the checkpoint can."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) < 3:
-        raise UserError('python violet.py CHECKPOINT VIDEO TEXT_OR_QUESTION... (a question ends with "?")')
-    violet = load(given[0])
-    video = violet.encode_video(given[1])
-    for text in given[2:]:
+    options, changes = parse(arguments)
+    violet = load(options.checkpoint, options.config, **changes)
+    video = violet.encode_video(options.video)
+    for text in options.text:
         if text.rstrip().endswith("?"):
             found = ", ".join(f"{word} {share:.1%}" for word, share in violet.answer(video, text))
         else:

@@ -20,6 +20,7 @@ import os
 import sys
 import urllib.parse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,13 +37,14 @@ from dataset import Tokens
 from evaluation import encode_texts, token_rows
 from frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from lib import Config, UserError, atomic_path, choose_device, load_config
-from pages import article, figure, strip, write_page
+from pages import SCRIPT, article, figure, player, strip, write_page
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
 from tensor_files import checkpoint_in
 from tsv import BadRow, Videos
 
 DECIDES = ("size_img", "size_frame", "img_transform")  # of features
+THUMBNAIL = Sampling(frames=1, size=400, keep_damaged=True)
 Features = dict[str, Tensor]  # video tokens (V, D) by name
 
 
@@ -55,6 +57,8 @@ class Source:
     """by name; a video of another stamp is another video"""
     frames: Callable[[str], Frames]
     """raises `BadRow`"""
+    thumbnail: Callable[[str], Frames]
+    """the same for a viewer's eyes: one frame, as large as it is shown; raises `BadRow`"""
     is_folder: bool
 
     @property
@@ -75,23 +79,23 @@ def open_source(path: Path, config: Config) -> Source:
         }
         if not files:
             raise UserError(f"{path}: no video file in it.")
-        sampling = Sampling(frames=config.size_frame, size=2 * config.size_img, keep_damaged=True)
 
-        def read(name: str) -> Frames:
+        def read(sampling: Sampling, name: str) -> Frames:
             try:
                 return Stored(read_video(Item(name, (), files[name], "video"), sampling).frames)
             except Exception as error:  # decoders raise many kinds, and one file does not stop the others
                 raise BadRow(f"{files[name]} cannot be read as a video: {error}") from error
 
         stamps = {name: f"{file.stat().st_size} {file.stat().st_mtime_ns}" for name, file in files.items()}
-        return Source(path, stamps, read, is_folder=True)
+        seen = Sampling(frames=config.size_frame, size=2 * config.size_img, keep_damaged=True)
+        return Source(path, stamps, partial(read, seen), partial(read, THUMBNAIL), is_folder=True)
     videos = Videos(path)
     stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
     def row(name: str) -> Frames:
         return row_frames(videos[name], path.parent)
 
-    return Source(path, dict.fromkeys(videos.rows, stamp), row, is_folder=False)
+    return Source(path, dict.fromkeys(videos.rows, stamp), row, row, is_folder=False)
 
 
 # ------------------------------------------------------------------------------------------------ features
@@ -179,14 +183,11 @@ def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[st
     """A page of thumbnails; those of files play."""
 
     def media(name: str) -> str:
-        picture = strip(source.frames(name), count=1, height=180)
+        picture = strip(source.thumbnail(name), count=1, height=THUMBNAIL.size * 9 // 16)
         if not source.is_folder:
             return f'<img alt="a frame of {html.escape(name)}" src="{picture}">'
-        place = os.path.relpath(source.path / name, path.resolve().parent)
-        return (
-            f'<video controls muted loop playsinline preload="none" poster="{picture}" '
-            f'src="{urllib.parse.quote(place)}"></video>'
-        )
+        place = os.path.relpath((source.path / name).resolve(), path.resolve().parent)
+        return player(urllib.parse.quote(place), picture)
 
     parts = [
         article(
@@ -195,7 +196,9 @@ def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[st
         )
         for text, best in zip(texts, found, strict=True)
     ]
-    write_page(path, f"Search in {source.path.name}", parts)
+    if source.is_folder:
+        parts.append(f"<script>{SCRIPT}</script>")
+    write_page(path, f"Search in {source.path.resolve().name}", parts)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

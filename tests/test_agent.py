@@ -13,7 +13,7 @@ import torch.multiprocessing
 from conftest import SWIN, tiny_bert
 from torch import nn
 
-from agent import Agent, Averages, seeded, to_device
+from agent import Agent, Averages, parameter_groups, seeded, to_device
 from lib import Config, Mean, UserError, World, distributed
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
@@ -41,6 +41,23 @@ def run(monkeypatch, arguments: list[str]) -> Path:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_heads_of_mvm_learn_at_a_rate_of_their_own(tiny_model):
+    published = parameter_groups(tiny_model, 1e-3, 0.01, 0.5)
+    assert [(group["peak"], group["weight_decay"]) for group in published] == [
+        (5e-4, 0.01),
+        (1e-3, 0.01),
+        (5e-4, 0.0),
+        (1e-3, 0.0),
+    ]
+    groups = parameter_groups(tiny_model, 1e-3, 0.01, 0.5, mvm_lr_mul=20.0)
+    assert [(group["peak"], group["weight_decay"]) for group in groups[4:]] == [(0.02, 0.01), (0.02, 0.0)]
+    heads = [name for group in groups[4:] for name in group["names"]]
+    parts = ("weight", "bias")
+    assert heads == [f"decoder_{target}.0.{part}" for part in parts for target in ("pixel", "hog")]
+    for group, before in zip(groups, published, strict=False):
+        assert group["names"] == [name for name in before["names"] if name not in heads]
 
 
 def test_a_run_writes_what_its_user_looks_for(monkeypatch, arguments):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import SWIN, tiny_bert
 from safetensors.torch import save_file
 from test_parity import NPZ, bert_of, swin_size
@@ -204,13 +205,17 @@ def test_an_image_swin_of_another_window_is_resized_then_inflated(tmp_path):
 # ----------------------------------------------------------------------------------------------- BERTs
 
 
-def test_a_bert_that_lacks_a_layer_is_an_error_and_one_without_a_head_is_not(tmp_path):
+def test_a_bert_that_lacks_a_layer_is_an_error_and_one_without_a_head_is_not(tmp_path, caplog):
     bert = BertForMaskedLM(tiny_bert())
     bert.save_pretrained(tmp_path)
     state = {key: value.clone() for key, value in bert.state_dict().items()}
     headless = {key: value for key, value in state.items() if not key.startswith("cls.")}
     save_file(headless, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    got = read_bert(str(tmp_path)).state_dict()
+    transformers.utils.logging.enable_propagation()  # to be seen by caplog
+    with caplog.at_level("INFO"):
+        got = read_bert(str(tmp_path)).state_dict()
+    transformers.utils.logging.disable_propagation()
+    assert [record.name for record in caplog.records] == ["violet"]  # our report, and no word of corruption
     assert all(torch.equal(got[key], value) for key, value in headless.items())
     del headless["bert.encoder.layer.1.output.dense.weight"]
     save_file(headless, tmp_path / "model.safetensors", metadata={"format": "pt"})

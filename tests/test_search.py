@@ -1,5 +1,6 @@
 """Searching a folder and a TSV by words; pages that stand by themselves; the demo's captions."""
 
+import base64
 import html.parser
 import json
 import sys
@@ -135,10 +136,25 @@ def test_the_page_plays_its_videos(tmp_path, folder, checkpoint):
     assert len(videos) == 3
     for given in videos:
         assert given["poster"].startswith("data:image/jpeg;base64,")
-        assert "controls" in given
+        assert {"controls", "tabindex"} <= given.keys()  # without scripts, and with the keyboard alone
+    assert [tag for tag, _ in found].count("script") == 1
     assert "../videos/a%20%26%20b/three.avi" in [given["src"] for given in videos]
     assert "a &lt;red&gt; star" in page.read_text()
     assert any(given.get("name") == "viewport" for tag, given in found if tag == "meta")
+
+
+def test_thumbnails_are_sharper_than_what_the_model_sees(tmp_path, folder, checkpoint):
+    """It sees 32 px; stripes of 2 in 256 would be grey in its frames."""
+    writer = cv2.VideoWriter(str(folder / "fine.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (256, 192))
+    stripes = np.tile(np.uint8([0, 0, 255, 255]), (192, 64))
+    for _ in range(4):
+        writer.write(np.repeat(stripes[..., None], 3, axis=2))
+    writer.release()
+    page = tmp_path / "found.html"
+    search.main([str(folder), "a red star", "--html", str(page), *checkpoint])
+    poster = next(g["poster"] for tag, g in tags(page) if tag == "video" and g["src"].endswith("fine.avi"))
+    raw = np.frombuffer(base64.b64decode(poster.split(",")[1]), np.uint8)
+    assert cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE).std(axis=1).mean() > 60
 
 
 def test_a_tsv_is_searched_as_well(tmp_path, checkpoint, capsys):
@@ -172,12 +188,12 @@ def test_the_report_shows_the_best_and_the_worst_and_where_the_right_one_is():
     assert worst.index("text 0") < worst.index("its own, at 12: v0")
     assert "text 0" not in text[: text.index("Worst queries")]
     assert text.count('class="right"') == 6  # three best, three worst
+    everything = report(rows, figures(scores, np.arange(12)), lambda name: Stored([jpeg()]), queries=12)
+    assert not any("Worst" in part for part in everything)  # no heading over nothing
     assert "91.7%" in text and "8.3%" in text  # 11 of 12, chance 1 of 12
 
 
 def test_a_strip_is_frames_side_by_side():
-    import base64
-
     picture = strip(Stored([jpeg(30), jpeg(128), jpeg(220)]), count=3, height=32)
     raw = np.frombuffer(base64.b64decode(picture.split(",")[1]), np.uint8)
     levels = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE)

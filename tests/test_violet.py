@@ -106,6 +106,16 @@ def test_the_example_runs_and_is_the_readmes(run, capsys):
     assert all(line in readme for line in example().splitlines())
 
 
+def test_the_command_line_matches_asks_and_takes_keys_of_the_config(run, capsys):
+    violet.main([str(run), "clip.mp4", "a red star", "what is it ?", "--device", "cpu", "--size_frame", "2"])
+    matched, answered = capsys.readouterr().out.splitlines()
+    want = violet.load(run, size_frame=2).match("clip.mp4", ["a red star"])[0]
+    assert matched == f"a red star  ->  {want:.3f}"
+    assert answered.startswith("what is it ?  ->  ") and answered.count("%") == 5
+    with pytest.raises(SystemExit):
+        violet.main([str(run), "clip.mp4", "a red star", "--size_frames", "2"])
+
+
 @torch.inference_mode()
 def test_scores_and_answers_are_those_of_the_tasks_own_models(run, config, tmp_path):
     """Through other code: the datasets and models by which the scripts evaluate."""
