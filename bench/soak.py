@@ -11,19 +11,23 @@ import argparse
 import json
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess as Process
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import WORDS, tiny_bert, write_corpus
+from tqdm import tqdm
 from transformers import BertTokenizerFast
+
+import main_pretrain_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "data_wait", "memory_gib", "teacher_seconds")
@@ -67,20 +71,39 @@ def make_config(folder: Path, epochs: int) -> Path:
     return folder / "config.json"
 
 
-def start(config: Path, output: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+def live(config: Path, output: Path, log: Path, place: dict[str, str]) -> None:
+    """A life of the run, of one process, which begins with all that this program has imported."""
+    os.chdir(ROOT)
+    os.environ.update(place)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    tqdm.set_lock(threading.RLock())  # forked processes share tqdm's own: a killed one would keep it for ever
+    sys.argv = ["main_pretrain_yaml.py", "--config", str(config), "--resume", "auto"]
+    sys.argv += ["--path_output", str(output)]
+    main_pretrain_yaml.main()
+
+
+def start(config: Path, output: Path, processes: int) -> list[Process]:
     """One life of the run, all its processes."""
-    command = [sys.executable, "main_pretrain_yaml.py", "--config", str(config), "--resume", "auto"]
-    command += ["--path_output", str(output)]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     lives = []
     for rank in range(processes):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        with (output.parent / f"{output.name}_{rank}.txt").open("ab") as log:
-            lives.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        log = output.parent / f"{output.name}_{rank}.txt"
+        lives.append(get_context("fork").Process(target=live, args=(config, output, log, place)))
+        lives[-1].start()
     return lives
+
+
+def ended(lives: list[Process]) -> list[int | None]:
+    """The exit codes of all processes of a life."""
+    for life in lives:
+        life.join()
+    return [life.exitcode for life in lives]
 
 
 def rows(output: Path, file: str) -> list[dict[str, float]]:
@@ -103,30 +126,36 @@ def reached(output: Path, moment: str, steps: int) -> bool:
     return at_end if moment == "evaluation" else not at_end
 
 
-def kill(output: Path, lives: list[subprocess.Popen[bytes]], moment: str, steps: int) -> str:
-    """Wait for the moment once the run is under way, SIGKILL it; returns the moment that was hit."""
-    (folder,) = list(output.glob("_*")) or [output]
-    log = folder / "log.txt"
-    size = log.stat().st_size if log.exists() else 0
-    while lives[0].poll() is None and (not log.exists() or b"state:" not in log.read_bytes()[size:]):
-        time.sleep(0.05)  # not yet training
-        (folder,) = list(output.glob("_*")) or [output]
-        log = folder / "log.txt"
+def kill(output: Path, lives: list[Process], moment: str, steps: int, after: float) -> str:
+    """Wait for the moment, in training and after so many steps of the run; SIGKILL; returns what was hit."""
+    size = len(read_log(output))
+    while lives[0].is_alive() and (b"state:" not in read_log(output)[size:] or last_step(output) < after):
+        time.sleep(0.05)
     time.sleep(random.uniform(0, 0.6))
     until = time.monotonic() + 20
-    while lives[0].poll() is None and not reached(output, moment, steps) and time.monotonic() < until:
+    while lives[0].is_alive() and not reached(output, moment, steps) and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(random.uniform(0, 0.05) if moment != "save" else 0)
-    if lives[0].poll() is not None:
+    if not lives[0].is_alive():
         return "ended"
     evaluating = reached(output, "evaluation", steps)
     for life in lives:
-        life.send_signal(signal.SIGKILL)
-    for life in lives:
-        life.wait()
+        life.kill()
+    ended(lives)
     if any(output.glob("_*/.last.pt.*")):
         return "save"
     return "evaluation" if evaluating else "step"
+
+
+def read_log(output: Path) -> bytes:
+    """The log of the only run there; empty before there is one."""
+    return b"".join(path.read_bytes() for path in output.glob("_*/log.txt"))
+
+
+def last_step(output: Path) -> float:
+    """The last step that the run has logged; 0 before."""
+    found = rows(output, "metrics.jsonl") if any(output.glob("_*")) else []
+    return found[-1]["step"] if found else 0
 
 
 def difference(straight: Path, pieces: Path, file: str) -> float:
@@ -155,26 +184,26 @@ def main() -> None:
         for path in (straight, pieces):
             path.mkdir()
         began = time.monotonic()
-        codes = [life.wait() for life in start(config, straight, options.processes)]
+        codes = ended(start(config, straight, options.processes))
         assert codes == [0] * options.processes, (folder / "straight_0.txt").read_text()[-3000:]
         seconds = time.monotonic() - began
-        steps = int(rows(straight, "eval.jsonl")[0]["step"])
+        steps, last = int(rows(straight, "eval.jsonl")[0]["step"]), last_step(straight)
         hit: Counter[str] = Counter()
         while hit.total() < options.kills:
             wanted = MOMENTS[hit.total() % len(MOMENTS)]
+            after = last * (hit.total() + random.random()) / (options.kills + 1)
             lives = start(config, pieces, options.processes)
-            hit[kill(pieces, lives, wanted, steps)] += 1
+            hit[kill(pieces, lives, wanted, steps, after)] += 1
             if hit["ended"]:
                 break
-        codes = [life.wait() for life in start(config, pieces, options.processes)] if not hit["ended"] else []
+        codes = [] if hit["ended"] else ended(start(config, pieces, options.processes))
         assert not any(codes), (folder / "pieces_0.txt").read_text()[-3000:]
         largest = {file: difference(straight, pieces, file) for file in ("metrics.jsonl", "eval.jsonl")}
-        last = rows(straight, "metrics.jsonl")[-1]["step"]
         found = ", ".join(
             f"{number} in {'a ' if m != 'evaluation' else 'an '}{m}" for m, number in hit.items()
         )
         print(
-            f"{options.processes} process(es), {last} steps ({seconds:.0f} s in one piece), "
+            f"{options.processes} process(es), {last:.0f} steps ({seconds:.0f} s in one piece), "
             f"{hit.total()} SIGKILLs: {found}; largest difference of a logged figure {largest}"
         )
 
