@@ -124,8 +124,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 320, 190, 44, 22, 24
 
 def ticks(low: float, high: float) -> list[float]:
     """About four round numbers from `low` to `high`."""
-    step = 10.0 ** math.floor(math.log10((high - low) / 2))
-    step *= next(factor for factor in (5, 2, 1) if (high - low) / (step * factor) >= 2)
+    step = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5.001)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

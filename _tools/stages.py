@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+# Runs a program and says what it used: a child of this process would begin with its peak of memory.
+MEASURED = """
+import os, sys
+pid = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[2:]], os.environ)
+_, status, usage = os.wait4(pid, 0)
+os.write(int(sys.argv[1]), f"{usage.ru_maxrss} {usage.ru_utime + usage.ru_stime}".encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 SHOWN = 80  # characters of what a program says last; the last lines of one that failed
 
 
@@ -44,28 +53,31 @@ class Stage:
         tqdm.write(f"[{self.name}] $ python {shlex.join(command)}")
         # threads that wait asleep: where another process wants the cores, waiting awake is many times slower
         threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        with self.log.open("ab") as log:
+        ours, theirs = os.pipe()
+        with self.log.open("ab") as log, open(ours) as usage:
             self.process = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, "-I", "-S", "-c", MEASURED, str(theirs), *command],
                 env={**os.environ, **threads},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=(theirs,),
+                start_new_session=True,  # to be ended with all that it starts
             )
-            _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        unit = 2**30 if sys.platform == "darwin" else 2**20
-        self.memory_gib = max(self.memory_gib, usage.ru_maxrss / unit)
-        self.cpu_seconds += usage.ru_utime + usage.ru_stime
-        if self.process.returncode:
+            os.close(theirs)
+            code = self.process.wait()
+            memory, seconds = map(float, usage.read().split() or (0, 0))
+        self.memory_gib = max(self.memory_gib, memory / (2**30 if sys.platform == "darwin" else 2**20))
+        self.cpu_seconds += seconds
+        if code:
             last = "\n".join(self.log.read_text(errors="replace").splitlines()[-SHOWN:])
-            raise Failed(f"{last}\n{self.name}: exit code {self.process.returncode}; all of it: {self.log}")
+            raise Failed(f"{last}\n{self.name}: exit code {code}; all of it: {self.log}")
 
     def end(self) -> None:
         """End the program that runs, and start no other."""
         self.ended = True
-        if self.process is not None and self.process.returncode is None:
-            self.process.terminate()
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
 
     def said(self) -> str:
         """What its program printed last."""
