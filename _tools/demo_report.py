@@ -37,8 +37,8 @@ TASKS = {  # in the page's order: what is asked
 LABELS = {  # of the columns of a task's scores
     "accuracy": LINES[0],
     "no_pre-training": LINES[1],
-    "frequent_by_type": "most frequent answer to such a question",
-    "frequent": "most frequent answer",
+    "frequent_by_type": "the usual answer, by type",
+    "frequent": "the usual answer",
     "chance": "chance",
 }
 STYLE = Path(__file__).with_suffix(".css")
@@ -88,7 +88,7 @@ def percent(share: float) -> str:
 def score_rows(figures: Mapping[str, float]) -> Iterable[str]:
     """A row with a bar for each share that a task has."""
     for name, label in LABELS.items():
-        if name in figures:
+        if name in figures and not (name == "frequent" and figures[name] == figures["frequent_by_type"]):
             kind = {"accuracy": "ours", "no_pre-training": "other"}.get(name, "chance")
             share = figures[name]
             bar = f'<td class="bar {kind}" style="--share:{100 * share:.1f}%">{percent(share)}</td>'
@@ -324,7 +324,7 @@ def body(demo: Demo) -> list[str]:
         "<h2>Losses</h2>",
         *curves(demo),
         "<h2>Reconstructions</h2>",
-        "<p>Hidden patches are black; a reconstruction shows what the model put there.</p>",
+        "<p>Hidden patches are grey; a reconstruction shows what the model put there.</p>",
         reconstructions(pretraining),
         "<h2>Questions</h2>",
         "<p>The first of each type that it answered right, and the first wrong. ✓ the right answer, "

@@ -128,7 +128,9 @@ class Demo:
     def pretrain(self, stage: Stage) -> None:
         """Pre-training, and pictures of what it reconstructs."""
         stage.run("main_pretrain_yaml.py", *self.pretraining())
-        stage.run("_tools/show_mvm.py", "--checkpoint", str(self.checkpoint()), "--columns", "1")
+        stage.run(
+            "_tools/show_mvm.py", "--checkpoint", str(self.checkpoint()), "--rows", "2", "--columns", "1"
+        )
 
     def fine_tune(self, stage: Stage, task: str, start: str) -> None:
         """Train a task, from pre-training or from the video encoder; of retrieval, rank the test split."""

@@ -148,7 +148,7 @@ def draw(
     clips, frames = rows[0][1].shape[:2]
     columns = min(columns or clips, clips)
     blocks = math.ceil(clips / columns)
-    size = (1.05 * columns * frames + 1.2, (1.05 * len(rows) + 0.5) * blocks)
+    size = (1.05 * columns * frames + 1.4, (1.05 * len(rows) + 0.5) * blocks)
     figure = pyplot.figure(figsize=size)
     # a row for the caption above those of each block of clips
     heights = [0.5, *[1.05] * len(rows)] * blocks
@@ -160,17 +160,17 @@ def draw(
         top, left = block * (len(rows) + 1), column * frames
         title = figure.add_subplot(grid[top, left : left + frames])
         title.set_axis_off()
-        wrapped = textwrap.fill(caption, 15 * max(frames, 2))
-        title.text(0, 0.08, wrapped, fontsize=7, va="bottom", transform=title.transAxes)
+        wrapped = textwrap.fill(caption, 14 * max(frames, 2))
+        title.text(0, 0.08, wrapped, fontsize=8, va="bottom", transform=title.transAxes)
         for i, (label, pictures) in enumerate(rows):
             for frame, picture in enumerate(pictures[clip]):  # the last frame is the first of no pair
                 axis = figure.add_subplot(grid[top + 1 + i, left + frame])
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
-                axis.spines[:].set_visible(False)
+                axis.spines[:].set(color="0.8", linewidth=0.5)  # still flow is as white as the paper
                 if not column and not frame:
-                    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.subplots_adjust(left=1.1 / size[0], right=0.995, top=1.0, bottom=0.01)
+                    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.subplots_adjust(left=1.35 / size[0], right=0.995, top=1.0, bottom=0.01)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
     pyplot.close(figure)
