@@ -37,8 +37,8 @@ TASKS = {  # in the page's order: what is asked
 LABELS = {  # of the columns of a task's scores
     "accuracy": LINES[0],
     "no_pre-training": LINES[1],
-    "frequent_by_type": "the usual answer, by type",
-    "frequent": "the usual answer",
+    "frequent_by_type": "frequent answer, by type",
+    "frequent": "frequent answer",
     "chance": "chance",
 }
 STYLE = Path(__file__).with_suffix(".css")
