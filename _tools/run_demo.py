@@ -16,6 +16,7 @@ import argparse
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import demo_report
-from demo_scores import pretraining_chances, pretraining_table, question_chances, task_table
+from demo_scores import pretraining_table, question_chances, task_table
 from stages import Job, Stage, cores, run_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from lib import atomic_path, load_config
+from lib import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
@@ -99,7 +100,7 @@ class Demo:
     # ------------------------------------------------------------------------------------------- stages
 
     def make_world(self, stage: Stage) -> None:
-        """The videos, and the TSV files that are made of them."""
+        """The videos, the TSV files that are made of them, questions and captions."""
         before = read(self.data / "demo.json")
         sizes = [f"--{name.replace('_', '-')}={size}" for name, size in QUICK.items()] if self.quick else []
         stage.run("_tools/make_demo.py", "--output", str(self.data), *sizes)
@@ -107,18 +108,15 @@ class Demo:
         for name, frames in WORLD.items():
             arguments = ["--output", str(self.data), "--name", name, "--frames", str(frames), *redrawn]
             stage.run("_tools/make_tsv.py", f"{self.data / name}.csv", *arguments)
-
-    def ask(self, stage: Stage) -> None:
-        """The questions and captions of the tasks."""
         stage.run("_tools/demo_questions.py", "--data", str(self.data))
         stage.run("_tools/demo_retrieval.py", "--data", str(self.data))
 
     def check(self, stage: Stage) -> None:
-        """Whether all data is whole, before anything is trained on it."""
-        configs = [CONFIG, *(f"_args/{task}.json" for task in TASKS)]
+        """Whether all data is whole, before anything is trained on it: every row decoded, once."""
         given = [*self.corpora(), "--data_dir", str(self.data), *self.arguments("check")]
-        (self.output / "check").mkdir(parents=True, exist_ok=True)
-        stage.run("_tools/check_data.py", *configs, *given)
+        stage.run("_tools/check_data.py", CONFIG, *given)
+        tasks = [f"_args/{task}.json" for task in TASKS]
+        stage.run("_tools/check_data.py", *tasks, "--sample", "100", *given)
 
     def train_encoder(self, stage: Stage) -> None:
         """A video encoder that names what moves."""
@@ -126,8 +124,12 @@ class Demo:
         stage.run("_tools/make_backbone.py", "--data", str(self.data), "--output", str(self.backbone), *steps)
 
     def pretrain(self, stage: Stage) -> None:
-        """Pre-training, and pictures of what it reconstructs."""
+        """Pre-training."""
         stage.run("main_pretrain_yaml.py", *self.pretraining())
+
+    def look_at_pretraining(self, stage: Stage) -> None:
+        """What it would come to without looking, and pictures of what it reconstructs."""
+        stage.run("_tools/demo_scores.py", str(self.checkpoint().parent))
         stage.run(
             "_tools/show_mvm.py", "--checkpoint", str(self.checkpoint()), "--rows", "2", "--columns", "1"
         )
@@ -144,22 +146,21 @@ class Demo:
 
     def jobs(self) -> list[Job]:
         """All stages. Pre-training does not fill two cores: what needs no pre-training goes beside it."""
-        prepared = ("data check", "video encoder")
         stages = [
-            Job("world and TSV files", self.make_world),
-            Job("questions", self.ask, ("world and TSV files",), share=0.5),
-            Job("data check", self.check, ("questions",), share=0.5),
-            Job("video encoder", self.train_encoder, ("world and TSV files",)),
-            Job("pre-training", self.pretrain, prepared, share=0.5),
+            Job("world, TSV files, questions", self.make_world),
+            Job("data check", self.check, ("world, TSV files, questions",)),
+            Job("video encoder", self.train_encoder, ("data check",)),
+            Job("pre-training", self.pretrain, ("video encoder",), share=0.5),
         ]
-        for start, after, mark in (
-            (ENCODER, prepared, ", no pre-training"),
-            (PRETRAINED, (*prepared, "pre-training"), ""),
+        for start, before, mark in (
+            (ENCODER, "video encoder", ", no pre-training"),
+            (PRETRAINED, "pre-training", ""),
         ):
             for task, (_, label) in TASKS.items():
                 work = functools.partial(self.fine_tune, task=task, start=start)
-                stages.append(Job(label + mark, work, after, share=0.25))
-        return stages
+                stages.append(Job(label + mark, work, (before,), share=0.25))
+        look = Job("chance and pictures", self.look_at_pretraining, ("pre-training",), share=0.25)
+        return [*stages, look]
 
     # ------------------------------------------------------------------------------------------ figures
 
@@ -204,7 +205,7 @@ class Demo:
         """What the runs came to, and what the stages took."""
         folder = self.checkpoint().parent
         evaluations = rows(folder / "eval.jsonl")
-        chance = pretraining_chances(load_config("pretrain", self.pretraining()), folder)
+        chance = json.loads((folder / "chance.json").read_text())
         runs = {start: self.runs(start) for start in (PRETRAINED, ENCODER)}
         tasks: dict[str, dict[str, float]] = {}
         for task in SHOWN:
@@ -265,6 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Prepare, pre-train, fine-tune, tell."""
     options = parse(arguments)
     demo = Demo(options.data, options.output, options.seed, options.quick)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what runs is ended too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.chdir(ROOT)  # the commands are printed as they are typed there
     stages = run_all(demo.jobs(), options.output / "logs")
     result = demo.figures(stages)

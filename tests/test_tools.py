@@ -112,7 +112,9 @@ def test_flow_to_the_right_is_red_and_no_flow_white():
 def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
     rows = '{"hidden": ["red", "a"]}\n{"hidden": ["red"]}\n{"hidden": ["blue"]}\n'
     (tmp_path / "predictions_0.jsonl").write_text(rows)
-    chance = demo_scores.pretraining_chances(config, tmp_path)
+    config.save(tmp_path / "args.json")
+    demo_scores.main([str(tmp_path)])
+    chance = json.loads((tmp_path / "chance.json").read_text())
     assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 0.25)
     assert 0 < chance["mvm_hog"] < chance["mvm_pixel"] < 0.5  # normalised pixels: about 1 / 3 off
 
@@ -164,7 +166,7 @@ def test_stages_of_the_demo_come_after_what_they_read(tmp_path):
     names = list(jobs)
     for name, job in jobs.items():
         assert all(names.index(before) < names.index(name) for before in job.after)
-    assert jobs["pre-training"].after == ("data check", "video encoder")
+    assert jobs["video encoder"].after == ("data check",)
     assert "pre-training" in jobs["five options"].after
     assert "pre-training" not in jobs["five options, no pre-training"].after
 
