@@ -2,7 +2,7 @@
 
     python _tools/demo_scores.py _snapshot/demo/pretraining/_pretrain_TIME
 
-writes chance.json into the folder of a pre-training run: each figure of its evaluations, for who does not look.
+writes chance.json into a pre-training run's folder: each figure of its evaluations, for who does not look.
 """
 
 import argparse
