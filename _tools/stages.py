@@ -1,6 +1,7 @@
 """Programs that need each other's results, side by side on the cores there are; time and memory of each."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -119,7 +120,11 @@ def run_all(jobs: Sequence[Job], logs: Path, available: int | None = None) -> li
     free = total = available or cores()
     start = time.perf_counter()
     stages = {
-        job.name: Stage(job.name, max(1, int(job.share * total)), logs / f"{job.name.replace(' ', '_')}.log")
+        job.name: Stage(
+            job.name,
+            max(1, int(job.share * total)),
+            logs / f"{re.sub(r'[^a-z0-9]+', '_', job.name.lower())}.log",
+        )
         for job in jobs
     }
     waiting, done = list(jobs), set[str]()
