@@ -9,7 +9,7 @@ It comes after make_demo.py, and make_tsv.py for train, val and test. In under a
 Writes beside them
     img_demo.tsv           the frames of all three sets: id, a field that readers skip, frames
     txt_demo-qa.json       open-ended: colour, shape, count, direction, what happens first
-    txt_demo-mc.json       five options: what an object does
+    txt_demo-action.json   five options: what an object does
     txt_demo-fib.json      a sentence with a [MASK]
 What is asked about a thing tells it from all others in its clip; no answer follows from the question alone.
 """
@@ -152,7 +152,7 @@ def blanks(scene: Scene, chance: random.Random, most: int) -> list[Question]:
 
 TASKS: dict[str, Callable[[Scene, random.Random, int], list[Question]]] = {
     "demo-qa": open_ended,
-    "demo-mc": action,
+    "demo-action": action,
     "demo-fib": blanks,
 }
 

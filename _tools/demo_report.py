@@ -30,7 +30,7 @@ Row = dict[str, Any]
 LINES = ("from pre-training", "no pre-training")
 TASKS = {  # in the page's order: what is asked
     "demo-qa": "open-ended questions",
-    "demo-mc": "five options",
+    "demo-action": "five options",
     "demo-fib": "fill in the blank",
     "demo-retrieval": "text-to-video retrieval",
 }

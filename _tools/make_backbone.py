@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--output", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
     parser.add_argument(
-        "--steps", type=int, default=200, help="on clips, after 8 for every 5 of them on pictures"
+        "--steps", type=int, default=250, help="on clips, after 8 for every 5 of them on pictures"
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -34,14 +34,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
 TASKS = {  # of _args/TASK.json: its script, what it asks
     "demo-retrieval": ("main_retrieval_tsv.py", "text-to-video retrieval"),
-    "demo-mc": ("main_qamc_tsv.py", "five options"),
+    "demo-action": ("main_qamc_tsv.py", "five options"),
     "demo-qa": ("main_qaoe_tsv_mlm_head.py", "open-ended questions"),
     "demo-fib": ("main_qaoe_tsv_lsmdc_fib.py", "fill in the blank"),
 }
 PRETRAINED, ENCODER = "pretrained", "encoder_only"  # what tasks start from: folders of their runs
 SHOWN = (
     "demo-qa",
-    "demo-mc",
+    "demo-action",
     "demo-fib",
     "demo-retrieval",
 )  # in this order; above, what takes longest first

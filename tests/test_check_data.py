@@ -12,6 +12,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_tools"))
 import check_data
+import checks
+
+from lib import Config
 
 OPTIONS = {f"option_{i}": f"moves {word}" for i, word in enumerate(["left", "right", "up", "down", "a star"])}
 QUESTIONS = {
@@ -200,3 +203,10 @@ def test_several_configs_are_looked_at_and_one_that_is_at_fault_is_enough(tmp_pa
     with pytest.raises(SystemExit):
         check_data.main([*paths, *overrides, "--sheet", str(tmp_path / "sheet.png")])
     assert "--sheet is the picture of one config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("tgif-action", "OptionNumber"), ("demo-action", "MultipleChoice")]
+)
+def test_options_are_numbered_in_the_two_tasks_that_name_their_number(task, kind):
+    assert checks.kind_of(Config(type="qamc", task=task), []).__name__ == kind

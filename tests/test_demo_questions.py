@@ -56,7 +56,7 @@ def test_open_ended_answers_are_true_of_one_thing(scenes):
 
 def test_one_of_five_options_is_true(scenes):
     numbers = set()
-    for scene, question in asked(scenes, "demo-mc"):
+    for scene, question in asked(scenes, "demo-action"):
         options = [question[f"option_{i}"] for i in range(5)]
         assert len(set(options)) == 5
         shape, colour = meant(question["question"], SHAPE_WORDS), meant(question["question"], COLOUR_WORDS)

@@ -16,7 +16,7 @@ import demo_report
 
 from lib import UserError
 
-TASKS = ("demo-qa", "demo-mc", "demo-fib", "demo-retrieval")
+TASKS = ("demo-qa", "demo-action", "demo-fib", "demo-retrieval")
 VOID = {"meta", "img", "br", "line", "polyline", "circle"}
 
 

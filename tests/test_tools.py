@@ -155,7 +155,7 @@ def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
     assert (config.txt_backbone, config.seed, config.max_steps) == (f"{tmp_path}/bert", 3, 4)
     assert config.val_yaml == {"demo": f"{tmp_path}/val.yaml"}
     for task in run_demo.TASKS:
-        kind = {"demo-mc": "qamc", "demo-retrieval": "retrieval"}.get(task, "qaoe")
+        kind = {"demo-action": "qamc", "demo-retrieval": "retrieval"}.get(task, "qaoe")
         config = load_config(kind, demo.task(task, run_demo.ENCODER))
         assert (config.task, config.path_output) == (task, str(tmp_path / "out" / run_demo.ENCODER))
 
