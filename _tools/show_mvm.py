@@ -8,7 +8,7 @@ of its keys). The rows are the first of its `val_yaml`; `--yaml` names another c
 picture per target, `mvm_TARGET.png`, is put beside the checkpoint or into `--output`. In under a minute on
 a laptop, after `make demo`:
 
-    python _tools/show_mvm.py --checkpoint _snapshot/demo/_pretrain_TIME/ckpt_violet_pretrain_1.pt --rows 1
+    python _tools/show_mvm.py --checkpoint _snapshot/demo/pretraining/_pretrain_TIME --rows 1
 """
 
 import argparse
