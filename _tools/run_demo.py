@@ -25,7 +25,7 @@ from typing import Any
 
 import demo_report
 from demo_scores import pretraining_table, question_chances, task_table
-from stages import Job, Stage, cores, run_all
+from stages import Failed, Job, Stage, cores, run_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from lib import atomic_path
@@ -107,7 +107,13 @@ class Demo:
         redrawn = ["--overwrite"] if read(self.data / "demo.json") != before else []
         for name, frames in WORLD.items():
             arguments = ["--output", str(self.data), "--name", name, "--frames", str(frames), *redrawn]
-            stage.run("_tools/make_tsv.py", f"{self.data / name}.csv", *arguments)
+            command = ("_tools/make_tsv.py", f"{self.data / name}.csv", *arguments)
+            try:
+                stage.run(*command)
+            except Failed:
+                if redrawn or stage.ended:
+                    raise
+                stage.run(*command, "--overwrite")  # files that an older version made with other settings
         stage.run("_tools/demo_questions.py", "--data", str(self.data))
         stage.run("_tools/demo_retrieval.py", "--data", str(self.data))
 

@@ -171,6 +171,21 @@ def test_stages_of_the_demo_come_after_what_they_read(tmp_path):
     assert "pre-training" not in jobs["five options, no pre-training"].after
 
 
+def test_files_that_an_older_version_made_are_made_anew(tmp_path):
+    class Refuses:
+        ended, ran = False, []
+
+        def run(self, *command):
+            self.ran.append(command)
+            if command[0].endswith("make_tsv.py") and "--overwrite" not in command:
+                raise run_demo.Failed("it was made with other settings")
+
+    stage = Refuses()
+    run_demo.Demo(tmp_path, tmp_path / "out").make_world(stage)
+    made = [command for command in stage.ran if command[0].endswith("make_tsv.py")]
+    assert ["--overwrite" in command for command in made] == [False, True] * len(run_demo.WORLD)
+
+
 def test_figures_of_the_demo_are_those_of_its_runs(tmp_path):
     demo = run_demo.Demo(tmp_path / "data", tmp_path / "out")
     scores = {run_demo.PRETRAINED: 0.5, run_demo.ENCODER: 0.25}
