@@ -185,6 +185,8 @@ def test_ids_that_come_twice_are_found_where_the_file_is_read(check, tmp_path, m
     assert code == 1 and "ids that come twice" in found["ERROR"] and "clip0: 2 times" in firsts
     monkeypatch.setattr("checks.find_rows", None)  # a sample of a large file does without
     assert check("--sample", "2", **config)[0] == 0
+
+
 def test_several_configs_are_looked_at_and_one_that_is_at_fault_is_enough(tmp_path, question_bert, capsys):
     write_videos(tmp_path)
     for name, video in (("good", "clip0"), ("bad", "missing")):
