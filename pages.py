@@ -13,6 +13,7 @@ from frames import Frames, even_frames
 from lib import atomic_path
 from tsv import BadRow
 
+Row = Mapping[str, Any]  # of ranks.jsonl
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 70rem; }
@@ -76,10 +77,10 @@ def article(text: str, figures: Sequence[str]) -> str:
     )
 
 
-def write_page(path: Path, title: str, body: Sequence[str]) -> None:
-    """A page of these parts, as wide as the screen that shows it."""
+def write_page(path: Path, title: str, body: Sequence[str], style: str = "") -> None:
+    """A page of these parts, as wide as the screen that shows it; `style` is CSS beyond that of all pages."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    head += f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
     parts = "\n".join([f"<h1>{html.escape(title)}</h1>", *body])
     with atomic_path(path) as temporary:
         temporary.write_text(
@@ -88,7 +89,7 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
 
 
 def report(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     figures: Mapping[str, float],
     read: Callable[[str], Frames],
     queries: int = 10,
@@ -97,23 +98,27 @@ def report(
 
     `read` gives the frames of a video.
     """
-    texts = [row for row in rows if row["direction"] == "t2v"]
-    margin = [
-        row["score"] - max((b["score"] for b in row["best"] if b["video"] != row["video"]), default=0.0)
-        for row in texts
-    ]
-    order = sorted(range(len(texts)), key=lambda i: (texts[i]["rank"], -margin[i]))
-    best, worst = order[:queries], order[queries:][::-1][:queries]
     parts = [table(figures)]
     parts.append("<p>Under each text the videos that score highest, with the score; its own is framed.</p>")
-    for title, chosen in (("Best queries", best), ("Worst queries", worst)):
+    for title, chosen in zip(("Best queries", "Worst queries"), best_and_worst(rows, queries), strict=True):
         if chosen:
             parts.append(f"<h2>{title}</h2>")
-            parts += [query(texts[i], read) for i in chosen]
+            parts += [query(row, read) for row in chosen]
     return parts
 
 
-def query(row: Mapping[str, Any], read: Callable[[str], Frames]) -> str:
+def best_and_worst(rows: Sequence[Row], queries: int) -> tuple[list[Row], list[Row]]:
+    """The texts of ranks.jsonl that found their video best, by rank and margin; the worst, worst first."""
+
+    def place(row: Row) -> tuple[int, float]:
+        others = [found["score"] for found in row["best"] if found["video"] != row["video"]]
+        return row["rank"], max(others, default=0.0) - row["score"]
+
+    order = sorted((row for row in rows if row["direction"] == "t2v"), key=place)
+    return order[:queries], order[queries:][::-1][:queries]
+
+
+def query(row: Row, read: Callable[[str], Frames]) -> str:
     """A text, its best videos, and its own where that is not among them."""
     names = [(f"{place}. ", found["video"], found["score"]) for place, found in enumerate(row["best"], 1)]
     if row["video"] not in [name for _, name, _ in names]:

@@ -10,7 +10,7 @@
 `_snapshot/mine` may be a checkpoint's file, the folder of a run, or one that `_tools/weights.py export`
 wrote. In under a minute on a laptop, after `make demo`:
 
-    python violet.py _snapshot/demo/_pretrain_TIME clip.mp4 "a red star turns" "what color is it ?"
+    python violet.py _snapshot/demo/pretraining/_pretrain_TIME clip.mp4 "a star turns" "what color is it ?"
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python _tools/check_data.py _args/args_msrvtt-qa.json
 
-In under a minute on a corpus of any size, of which so many rows are decoded (`--KEY VALUE` overrides a key):
+In under a minute on a corpus of any size, of which so many rows are decoded (`--KEY VALUE` overrides a key of
+the config, or of all where there are several):
 
     python _tools/check_data.py _args/args_pretrain.json --sample 200 --txt_backbone bert-base-uncased
 
@@ -85,17 +86,11 @@ def read_config(path: str, overrides: Sequence[str]) -> Config:
     return load_config(kind, ["--config", path, *overrides])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Look, print, draw; exits with 1 if something is wrong."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("config", help="JSON file of a run, of any type")
-    parser.add_argument("--sample", type=int, default=0, help="decode so many rows of each corpus (0: all)")
-    parser.add_argument("--sheet", type=Path, help="the picture (default: path_output/check_TASK.png)")
-    options, overrides = parser.parse_known_args(arguments)
-    config = read_config(options.config, overrides)
+def look(path: str, overrides: Sequence[str], rows: int, sheet: Path | None) -> int:
+    """Look at one config's data, print, draw; returns the number of errors."""
+    config = read_config(path, overrides)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
-    report, sample = Report(), Sample(options.sample, config.seed)
+    report, sample = Report(), Sample(rows, config.seed)
     check = check_pretrain if config.type == "pretrain" else check_downstream
     log.disabled = True  # what the loaders would log is in the table
     try:
@@ -104,12 +99,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log.disabled = False
     print(table(report))
     if report.clips:
-        sheet = options.sheet or Path(config.path_output) / f"check_{config.task}.png"
+        sheet = sheet or Path(config.path_output) / f"check_{config.task}.png"
         with atomic_path(sheet) as temporary:
             contact_sheet(report.clips).save(temporary, "PNG")
         print(f"\nsome clips: {sheet}")
     errors = sum(bool(f.faults) and f.stops for f in report.findings)
     print(f"{errors} errors" if errors else "no errors")
+    return errors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Look at the data of every config; exits with 1 if something is wrong."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("config", nargs="+", help="JSON files of runs, of any type")
+    parser.add_argument("--sample", type=int, default=0, help="decode so many rows of each corpus (0: all)")
+    parser.add_argument(
+        "--sheet", type=Path, help="the picture of the one config (default: path_output/check_TASK.png)"
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    if options.sheet and len(options.config) > 1:
+        parser.error("--sheet is the picture of one config")
+    errors = 0
+    for path in options.config:
+        if len(options.config) > 1:
+            print(f"\n{path}")
+        errors += look(path, overrides, options.sample, options.sheet)
     sys.exit(1 if errors else 0)
 
 

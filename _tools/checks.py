@@ -253,7 +253,7 @@ def text_of(item: Item, words: Mapping[int, str]) -> str:
 def kind_of(config: Config, items: Sequence[Item]) -> type[Questions]:
     """The kind of question that the config's script asks."""
     if config.type == "qamc":
-        numbered = config.task.endswith(("-action", "-transition"))  # of main_qamc_tsv_mlm_gen_ans_idx.py
+        numbered = config.task in ("tgif-action", "tgif-transition")  # of main_qamc_tsv_mlm_gen_ans_idx.py
         return OptionNumber if numbered else MultipleChoice
     masked = sum("[MASK]" in str(item.get("question")) for item in items)
     return FillInTheBlank if 2 * masked > len(items) else OpenEnded

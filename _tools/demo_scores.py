@@ -1,5 +1,11 @@
-"""What the demo's figures are worth: those of who does not look at the video, and tables of both."""
+"""What the demo's figures are worth: those of who does not look at the video, and tables of both.
 
+    python _tools/demo_scores.py _snapshot/demo/pretraining/_pretrain_TIME
+
+writes chance.json into a pre-training run's folder: each figure of its evaluations, for who does not look.
+"""
+
+import argparse
 import json
 import sys
 from collections import Counter
@@ -11,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from agent import seeded, to_device
 from dataset import Tokens, pretrain_loader
-from lib import Config, World
+from lib import Config, World, atomic_path, load_config
 from masking import mask_batch
 from mvm_targets import make_targets
 from teachers import make_teachers
@@ -107,3 +113,20 @@ def task_table(rows: dict[str, dict[str, float]]) -> str:
         cells = (f"{figures[name]:18.1%}" if name in figures else f"{'':18}" for name in columns)
         lines.append(f"{label:28}" + "".join(cells))
     return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write chance.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "run", type=Path, help="folder of a pre-training run that evaluated before it trained"
+    )
+    folder = parser.parse_args(arguments).run
+    chance = pretraining_chances(load_config("pretrain", ["--config", str(folder / "args.json")]), folder)
+    with atomic_path(folder / "chance.json") as temporary:
+        temporary.write_text(json.dumps(chance, indent=1) + "\n")
+    print(folder / "chance.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,11 +8,12 @@ of its keys). The rows are the first of its `val_yaml`; `--yaml` names another c
 picture per target, `mvm_TARGET.png`, is put beside the checkpoint or into `--output`. In under a minute on
 a laptop, after `make demo`:
 
-    python _tools/show_mvm.py --checkpoint _snapshot/demo/_pretrain_TIME/ckpt_violet_pretrain_1.pt --rows 1
+    python _tools/show_mvm.py --checkpoint _snapshot/demo/pretraining/_pretrain_TIME --rows 1
 """
 
 import argparse
 import dataclasses
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -135,33 +136,41 @@ def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, Pair]:
     return pictures
 
 
-def draw(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], path: Path) -> None:
-    """A picture of rows, each (label, (B, T or T-1, H, W, 3)), with the clips side by side."""
+def draw(
+    rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str], path: Path, columns: int = 0
+) -> None:
+    """A picture of rows, each (label, (B, T or T-1, H, W, 3)), with `columns` clips side by side; 0: all."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     clips, frames = rows[0][1].shape[:2]
-    figure, axes = pyplot.subplots(
-        len(rows),
-        clips * frames,
-        figsize=(1.05 * clips * frames + 1.2, 1.05 * len(rows) + 0.5),
-        squeeze=False,
+    columns = min(columns or clips, clips)
+    blocks = math.ceil(clips / columns)
+    size = (1.05 * columns * frames + 1.4, (1.05 * len(rows) + 0.5) * blocks)
+    figure = pyplot.figure(figsize=size)
+    # a row for the caption above those of each block of clips
+    heights = [0.5, *[1.05] * len(rows)] * blocks
+    grid = figure.add_gridspec(
+        len(heights), columns * frames, height_ratios=heights, wspace=0.04, hspace=0.04
     )
-    for i, (label, pictures) in enumerate(rows):
-        for column, axis in enumerate(axes[i]):
-            clip, frame = divmod(column, frames)
-            if frame < pictures.shape[1]:  # the last frame of a clip is the first of no pair
-                axis.imshow(pictures[clip, frame], interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     for clip, caption in enumerate(captions):
-        axes[0, clip * frames].set_title(textwrap.fill(caption, max(15, 15 * frames)), fontsize=6, loc="left")
-    left = 0.95 / figure.get_size_inches()[0]
-    figure.subplots_adjust(left=left, right=0.995, top=0.88, bottom=0.01, wspace=0.04, hspace=0.04)
+        block, column = divmod(clip, columns)
+        top, left = block * (len(rows) + 1), column * frames
+        title = figure.add_subplot(grid[top, left : left + frames])
+        title.set_axis_off()
+        wrapped = textwrap.fill(caption, 14 * max(frames, 2))
+        title.text(0, 0.08, wrapped, fontsize=8, va="bottom", transform=title.transAxes)
+        for i, (label, pictures) in enumerate(rows):
+            for frame, picture in enumerate(pictures[clip]):  # the last frame is the first of no pair
+                axis = figure.add_subplot(grid[top + 1 + i, left + frame])
+                axis.imshow(picture, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(color="0.8", linewidth=0.5)  # still flow is as white as the paper
+                if not column and not frame:
+                    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.subplots_adjust(left=1.35 / size[0], right=0.995, top=1.0, bottom=0.01)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
     pyplot.close(figure)
@@ -208,6 +217,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
     parser.add_argument("--yaml", default="", help="corpus; default: the first of the config's val_yaml")
     parser.add_argument("--rows", type=int, default=3, help="clips to draw")
+    parser.add_argument("--columns", type=int, default=0, help="clips side by side; 0: all")
     parser.add_argument("--video", default="", help="a video file instead")
     parser.add_argument("--caption", default="", help="what is to be seen in it")
     parser.add_argument("--draw_seed", type=int, default=0, help="of the masks")
@@ -242,7 +252,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name, pair in pairs.items():
         made, truth = COLOURS[name](*pair)
         path = Path(options.output or folder) / f"mvm_{name}.png"
-        draw([*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)], captions, path)
+        draw(
+            [*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)],
+            captions,
+            path,
+            options.columns,
+        )
         print(path)
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_tools"))
 import check_data
+import checks
+
+from lib import Config
 
 OPTIONS = {f"option_{i}": f"moves {word}" for i, word in enumerate(["left", "right", "up", "down", "a star"])}
 QUESTIONS = {
@@ -182,3 +185,30 @@ def test_ids_that_come_twice_are_found_where_the_file_is_read(check, tmp_path, m
     assert code == 1 and "ids that come twice" in found["ERROR"] and "clip0: 2 times" in firsts
     monkeypatch.setattr("checks.find_rows", None)  # a sample of a large file does without
     assert check("--sample", "2", **config)[0] == 0
+
+
+def test_several_configs_are_looked_at_and_one_that_is_at_fault_is_enough(tmp_path, question_bert, capsys):
+    write_videos(tmp_path)
+    for name, video in (("good", "clip0"), ("bad", "missing")):
+        asked = [{"video": video, "question": "what color is the star ?", "answer": "red"}]
+        (tmp_path / f"txt_{name}.json").write_text(json.dumps({"test": asked}))
+        config = {"type": "qaoe", "task": name, "dataset": "clips", "path_output": str(tmp_path / "out")}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**config, "size_frame": 4, "size_txt": 40}))
+    paths = [str(tmp_path / f"{name}.json") for name in ("good", "bad")]
+    overrides = ["--data_dir", str(tmp_path), "--txt_backbone", str(question_bert)]  # of both
+    with pytest.raises(SystemExit) as exit_:
+        check_data.main([*paths, *overrides])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 1
+    good, bad = text.split(paths[0])[1].split(paths[1])
+    assert "no errors" in good and "no errors" not in bad and "missing" in bad
+    with pytest.raises(SystemExit):
+        check_data.main([*paths, *overrides, "--sheet", str(tmp_path / "sheet.png")])
+    assert "--sheet is the picture of one config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("tgif-action", "OptionNumber"), ("demo-action", "MultipleChoice")]
+)
+def test_options_are_numbered_in_the_two_tasks_that_name_their_number(task, kind):
+    assert checks.kind_of(Config(type="qamc", task=task), []).__name__ == kind

@@ -112,7 +112,9 @@ def test_flow_to_the_right_is_red_and_no_flow_white():
 def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
     rows = '{"hidden": ["red", "a"]}\n{"hidden": ["red"]}\n{"hidden": ["blue"]}\n'
     (tmp_path / "predictions_0.jsonl").write_text(rows)
-    chance = demo_scores.pretraining_chances(config, tmp_path)
+    config.save(tmp_path / "args.json")
+    demo_scores.main([str(tmp_path)])
+    chance = json.loads((tmp_path / "chance.json").read_text())
     assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 0.25)
     assert 0 < chance["mvm_hog"] < chance["mvm_pixel"] < 0.5  # normalised pixels: about 1 / 3 off
 
@@ -148,13 +150,78 @@ def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
     sizes = [f"--{name.replace('_', '-')}={size}" for name, size in run_demo.QUICK.items()]
     options = make_demo.parse_arguments(sizes)
     assert options.names_val == run_demo.QUICK["names_val"]
-    given = run_demo.model_arguments(tmp_path, tmp_path / "swin.pth", tmp_path / "out", seed=3, quick=True)
-    config = load_config("pretrain", ["--config", run_demo.CONFIG, *given])
+    demo = run_demo.Demo(tmp_path, tmp_path / "out", seed=3, quick=True)
+    config = load_config("pretrain", demo.pretraining())
     assert (config.txt_backbone, config.seed, config.max_steps) == (f"{tmp_path}/bert", 3, 4)
+    assert config.val_yaml == {"demo": f"{tmp_path}/val.yaml"}
     for task in run_demo.TASKS:
         kind = {"demo-action": "qamc", "demo-retrieval": "retrieval"}.get(task, "qaoe")
-        config = load_config(kind, ["--config", f"_args/{task}.json", *given])
-        assert (config.task, config.path_output) == (task, str(tmp_path / "out"))
+        config = load_config(kind, demo.task(task, run_demo.ENCODER))
+        assert (config.task, config.path_output) == (task, str(tmp_path / "out" / run_demo.ENCODER))
+
+
+def test_stages_of_the_demo_come_after_what_they_read(tmp_path):
+    jobs = {job.name: job for job in run_demo.Demo(tmp_path, tmp_path / "out").jobs()}
+    assert len(jobs) == 5 + 2 * len(run_demo.TASKS)
+    names = list(jobs)
+    for name, job in jobs.items():
+        assert all(names.index(before) < names.index(name) for before in job.after)
+    assert jobs["video encoder"].after == ("data check",)
+    assert "pre-training" in jobs["five options"].after
+    assert "pre-training" not in jobs["five options, no pre-training"].after
+
+
+def test_files_that_an_older_version_made_are_made_anew(tmp_path):
+    class Refuses:
+        ended, ran = False, []
+
+        def run(self, *command):
+            self.ran.append(command)
+            if command[0].endswith("make_tsv.py") and "--overwrite" not in command:
+                raise run_demo.Failed("it was made with other settings")
+
+    stage = Refuses()
+    run_demo.Demo(tmp_path, tmp_path / "out").make_world(stage)
+    made = [command for command in stage.ran if command[0].endswith("make_tsv.py")]
+    assert ["--overwrite" in command for command in made] == [False, True] * len(run_demo.WORLD)
+
+
+def test_figures_of_the_demo_are_those_of_its_runs(tmp_path):
+    demo = run_demo.Demo(tmp_path / "data", tmp_path / "out")
+    scores = {run_demo.PRETRAINED: 0.5, run_demo.ENCODER: 0.25}
+    for start, score in scores.items():
+        for task in run_demo.TASKS:
+            for time, value in ((1, 0.0), (2, score)):  # an older run is of no account
+                folder = demo.output / start / f"_{task}_{time}"
+                folder.mkdir(parents=True)
+                (folder / "best.json").write_text(json.dumps({"test_acc": value}))
+        folder = demo.output / start / "ranking" / "_demo-retrieval_2"
+        folder.mkdir(parents=True)
+        ranked = {"t2v_r1": score / 5, "t2v_r5": score / 2, "t2v_r10": score, "videos": 256}
+        (folder / "eval.jsonl").write_text(json.dumps(ranked) + "\n")
+    demo.data.mkdir()
+    questions = {
+        "train": [{"answer": 0}],
+        "test": [{"answer": 0}, {"answer": 1}],
+        "ans2label": {"a": 0, "b": 1},
+    }
+    (demo.data / "txt_demo-qa.json").write_text(json.dumps(questions))
+    runs = {start: demo.runs(start) for start in scores}
+    assert runs["pretrained"]["demo-qa"] == {"training": "pretrained/_demo-qa_2"}
+    [row] = demo.compare("demo-qa", runs).values()
+    assert row == {
+        "accuracy": 0.5,
+        "no_pre-training": 0.25,
+        "chance": 0.5,
+        "frequent": 0.5,
+        "frequent_by_type": 0.5,
+    }
+    ranks = demo.compare("demo-retrieval", runs)
+    assert ranks["text-to-video retrieval, R@5"] == {
+        "accuracy": 0.25,
+        "no_pre-training": 0.125,
+        "chance": 5 / 256,
+    }
 
 
 def test_backbone_learns_and_is_saved_in_the_published_layout(tmp_path):
