@@ -303,7 +303,8 @@ def stages(result: Mapping[str, Any]) -> list[str]:
         cells = f"<td>{s['seconds']:.0f}</td><td>{s['memory_gib']:.2f}</td>"
         bar = f"background:linear-gradient(to right,{colours})"
         lines.append(f'<tr style="{bar}"><td>{html.escape(s["name"])}</td>{cells}</tr>')
-    said = f"{end / 60:.1f} minutes on {result['cores']} cores; the bars say when. GiB: the largest process."
+    cores = f"{result['cores']} core{'s' * (result['cores'] > 1)}"
+    said = f"{end / 60:.1f} minutes on {cores}; the bars say when. GiB: the largest process."
     return [f"<p>{said}</p>", f'<table class="stages">{"".join(lines)}</table>']
 
 
