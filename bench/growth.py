@@ -3,17 +3,15 @@
     python bench/growth.py
 
 Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device, which
-computes nothing). Measured: seconds of a training step at demo size; of processes, each with its own core and
-batch, those that pass on the clock, for which no one else may use the machine. The exponent e is that of
-cost ~ x^e, fitted to the upper half of each range: 1 is linear, and of processes 0 the best there is.
+computes nothing). Measured: a processor's seconds for a training step at demo size; of processes, each with a
+batch of its own, those of one of them, without its waiting for the others. The exponent e is that of cost ~
+x^e, fitted to the upper half of each range: 1 is linear, and of processes 0 is the best there is.
 """
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
@@ -86,7 +84,7 @@ def measured(**shape: int) -> float:
 
 
 def together(processes: int) -> float:
-    """Seconds of a step at demo size of processes that exchange gradients, each with a batch and a core."""
+    """Seconds of a step at demo size of one of the processes that exchange gradients, each with its batch."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, __file__, "--worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -95,16 +93,12 @@ def together(processes: int) -> float:
 
 
 def worker() -> None:
-    """One of the processes of `together`: the first prints the median of its steps."""
+    """One of the processes of `together`: the first prints what it found."""
     with distributed(Config(device="cpu")) as world:
         run = small_step(**SMALL, share=lambda m: wrap(m, world, "ddp" if world.size > 1 else "none"))
-        passed = []
-        for _ in range(20):
-            start = time.perf_counter()
-            run()
-            passed.append(time.perf_counter() - start)
+        found = seconds(run, CPU, repeats=9, warm=2)
         if world.is_main:
-            print(statistics.median(passed[5:]))
+            print(found)
 
 
 def candidates(number: int) -> float:
