@@ -18,6 +18,7 @@ import study_report
 import study_teachers
 from demo_world import choose_scenes, load_scenes, render, visible_masks
 
+from agent import to_device
 from dataset import Tokens, pretrain_loader
 from frames import MEAN, STD
 from lib import Config, UserError, World
@@ -101,7 +102,7 @@ def test_oracles_know_training_frames_and_no_others(world, tmp_path):
     )
     loader = pretrain_loader(config, World(torch.device("cpu")), Tokens(config.txt_backbone, 32), train=True)
     batch = next(iter(loader.epoch(0)))
-    frames = batch["img"] if batch["img"].is_floating_point() else (batch["img"] / 255 - MEAN) / STD
+    frames = to_device(batch, torch.device("cpu"))["img"]
     scenes = {scene.id: scene for scene in load_scenes(world / "train.scenes.jsonl")}
     depths = oracle.DepthOracle(world, tmp_path / "oracle.npz", width=1)
     seen = depths.seen(frames)
@@ -212,3 +213,17 @@ def test_runs_of_other_steps_are_not_mixed_in(tmp_path):
     path = study.place(tmp_path, "none", 88)
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": study.QUICK}))
     assert study_report.read_runs(tmp_path) == {}
+
+
+def test_targets_begin_with_a_share_of_the_gradient_of_mlm(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.CONDITIONS, "both", {"mvm_target": ["pixel", "hog"]})
+    files = {"txt_backbone": str(world / "bert"), "fusion_encoder": str(world / "bert"), "n_workers": 0}
+    files |= {"vis_backbone_init": "random", "size_batch": 8}
+    one, two = (
+        study.weights(Config(**study.pretraining(name, world, tmp_path, tmp_path) | files))
+        for name in ("pixel", "both")
+    )
+    assert two["pixel"] == pytest.approx(one["pixel"] / 2, rel=0.5)  # each has half of the share
+    monkeypatch.setattr(study, "SHARE", 2 * study.SHARE)
+    again = study.weights(Config(**study.pretraining("pixel", world, tmp_path, tmp_path) | files))
+    assert again["pixel"] == pytest.approx(2 * one["pixel"])
