@@ -13,6 +13,7 @@ from study import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 from lib import atomic_path
 
 START, END = "<!-- table -->", "<!-- end of table -->"
+QUOTED = "<!-- study -->", "<!-- end of study -->"  # in the README
 # figures of a run: how they are called, where they are, and the paper's in the same place
 FIGURES = {
     "questions": ("qa", "test_acc"),
@@ -119,6 +120,23 @@ def table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def short_table(runs: Runs) -> str:
+    """A row per target: means and intervals of questions and R@1, beside the paper's."""
+    lines = [
+        "| target | questions | R@1 | paper: TGIF-Frame | paper: DiDeMo R@1 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, seeds in runs.items():
+        if name in PAPER:
+            cells = [
+                f"{statistics.mean(run[figure] for run in seeds.values()):.1f} "
+                f"± {half_width(runs, figure, len(seeds)):.1f}"
+                for figure in ("questions", "R@1")
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} | {PAPER[name][0]} | {PAPER[name][1]} |")
+    return "\n".join(lines)
+
+
 def signed(gain: float, width: float) -> str:
     """A gain; in bold where the interval excludes none at all."""
     text = f"{gain:+.1f} ± {width:.1f}"
@@ -170,17 +188,22 @@ def draw(runs: Runs, path: Path) -> None:
     plt.close(figure)
 
 
-def write_report(results: Path, page: Path, picture: Path) -> None:
-    """Fill the table of a page, whose other text stays as it is, and draw the picture."""
+def fill(page: Path, marks: tuple[str, str], content: str, text: str = "") -> None:
+    """Put content between two marks of a page, whose other text stays as it is; `text` if there is no page."""
+    before, _, behind = split(page.read_text() if page.exists() else text, page, *marks)
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{marks[0]}\n{content}\n{marks[1]}{behind}")
+
+
+def write_report(results: Path, page: Path, picture: Path, readme: Path | None = None) -> None:
+    """Fill the tables of a page and of the README, and draw the picture."""
     runs = read_runs(results)
     if not runs:
         print(f"{results} has no finished run yet")
         return
-    text = page.read_text() if page.exists() else PAGE
-    before, _, behind = split(text, page, START, END)
-    within = "\n\n".join([table(runs), *remarks(runs)])
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{START}\n{within}\n{END}{behind}")
+    fill(page, (START, END), "\n\n".join([table(runs), *remarks(runs)]), PAGE)
+    if readme:
+        fill(readme, QUOTED, short_table(runs))
     if len(runs) > 1 and "none" in runs:
         draw(runs, picture)
     print(f"{page}\n{table(runs)}")

@@ -190,11 +190,16 @@ def test_report_gives_means_gains_and_what_is_beyond_noise(tmp_path):
     assert mean == pytest.approx(4.0 + 0.1 / 3) and width < 0.2
     assert study_report.spread(runs, "questions")[0] == pytest.approx(10, rel=0.05)
     page = tmp_path / "STUDY.md"
-    study_report.write_report(tmp_path, page, tmp_path / "study.png")
+    readme = tmp_path / "README.md"
+    readme.write_text("before <!-- study -->\nold\n<!-- end of study --> behind")
+    study_report.write_report(tmp_path, page, tmp_path / "study.png", readme)
     rows = {line.split(" | ")[0].strip("| "): line for line in page.read_text().splitlines() if "|" in line}
     assert "**+4.0 ± 0.1**" in rows["pixel"] and "68.3" in rows["pixel"]
     assert "**" not in rows["hog"]
     assert (tmp_path / "study.png").stat().st_size > 1000
+    quoted = readme.read_text()
+    assert "| pixel | 54.0 ± " in quoted and quoted.startswith("before") and quoted.endswith("behind")
+    assert "old" not in quoted
 
 
 def test_report_keeps_what_was_written_around_the_table(tmp_path):
