@@ -189,7 +189,7 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def fill(page: Path, marks: tuple[str, str], content: str, text: str = "") -> None:
-    """Put content between two marks of a page, whose other text stays as it is; `text` if there is no page."""
+    """Put content between two marks of a page, of `text` if there is none; its other text stays."""
     before, _, behind = split(page.read_text() if page.exists() else text, page, *marks)
     with atomic_path(page) as temporary:
         temporary.write_text(f"{before}{marks[0]}\n{content}\n{marks[1]}{behind}")
