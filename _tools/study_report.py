@@ -95,8 +95,12 @@ def gains(runs: Runs, figure: str) -> dict[str, tuple[float, float]]:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's."""
-    return statistics.correlation(first, second, method="ranked")
+    """Spearman's; equal values share the mean of their ranks."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
+
+    return statistics.correlation(ranks(first), ranks(second))
 
 
 def table(runs: Runs) -> str:
@@ -108,11 +112,7 @@ def table(runs: Runs) -> str:
     ]
     gained = {figure: gains(runs, figure) if "none" in runs else {} for figure in ("questions", "R@1")}
     for name, seeds in runs.items():
-        cells = [
-            f"{statistics.mean(run[figure] for run in seeds.values()):.1f} "
-            f"± {half_width(runs, figure, len(seeds)):.1f}"
-            for figure in FIGURES
-        ]
+        cells = [mean_cell(runs, name, figure) for figure in FIGURES]
         cells += [signed(*gained[figure][name]) if name in gained[figure] else "" for figure in gained]
         paper = PAPER.get(name)
         cells += [f"{paper[0]}", " / ".join(map(str, paper[1:]))] if paper else ["", ""]
@@ -126,29 +126,36 @@ def short_table(runs: Runs) -> str:
         "| target | questions | R@1 | paper: TGIF-Frame | paper: DiDeMo R@1 |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, seeds in runs.items():
+    for name in runs:
         if name in PAPER:
-            cells = [
-                f"{statistics.mean(run[figure] for run in seeds.values()):.1f} "
-                f"± {half_width(runs, figure, len(seeds)):.1f}"
-                for figure in ("questions", "R@1")
-            ]
+            cells = [mean_cell(runs, name, figure) for figure in ("questions", "R@1")]
             lines.append(f"| {name} | {' | '.join(cells)} | {PAPER[name][0]} | {PAPER[name][1]} |")
     return "\n".join(lines)
 
 
+def mean_cell(runs: Runs, name: str, figure: str) -> str:
+    """A condition's mean over its seeds, with its interval."""
+    values = [run[figure] for run in runs[name].values()]
+    return f"{statistics.mean(values):.1f}{plus_minus(half_width(runs, figure, len(values)))}"
+
+
 def signed(gain: float, width: float) -> str:
     """A gain; in bold where the interval excludes none at all."""
-    text = f"{gain:+.1f} ± {width:.1f}"
+    text = f"{gain:+.1f}{plus_minus(width)}"
     return f"**{text}**" if abs(gain) > width else text
+
+
+def plus_minus(width: float) -> str:
+    """Half an interval's width; nothing where one seed says nothing of it."""
+    return f" ± {width:.1f}" if math.isfinite(width) else ""
 
 
 def remarks(runs: Runs) -> Iterable[str]:
     """What the numbers say by themselves."""
     runs_made = sum(map(len, runs.values()))
     deviations = {name: spread(runs, name)[0] for name in FIGURES}
-    shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items())
-    yield f"{runs_made} runs. Standard deviation between seeds, in points: {shown}."
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items() if math.isfinite(value))
+    yield f"{runs_made} runs." + f" Standard deviation between seeds, in points: {shown}." * bool(shown)
     both = [name for name in ("none", *TARGETS) if name in runs]
     if len(both) > 3:
         for number, (figure, published) in enumerate((("questions", "TGIF-Frame"), ("R@1", "DiDeMo R@1"))):

@@ -232,3 +232,8 @@ def test_targets_begin_with_a_share_of_the_gradient_of_mlm(world, tmp_path, monk
     monkeypatch.setattr(study, "SHARE", 2 * study.SHARE)
     again = study.weights(Config(**study.pretraining("pixel", world, tmp_path, tmp_path) | files))
     assert again["pixel"] == pytest.approx(2 * one["pixel"])
+
+
+def test_rank_correlation():
+    assert study_report.rank_correlation([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert study_report.rank_correlation([1, 2, 2, 4], [3, 5, 5, 9]) == pytest.approx(1)
