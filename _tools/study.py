@@ -337,7 +337,11 @@ def main(arguments: list[str] | None = None) -> None:
         run_all(options)
     from study_report import write_report
 
-    write_report(options.results, ROOT / "bench" / "STUDY.md", ROOT / "bench" / "study.png")
+    bench = ROOT / "bench"
+    ours = options.results.resolve() == bench / "study"
+    page = bench if ours else options.results  # results elsewhere are reported there
+    readme = ROOT / "README.md" if ours else None
+    write_report(options.results, page / "STUDY.md", page / "study.png", readme)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from study import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 from lib import atomic_path
 
 START, END = "<!-- table -->", "<!-- end of table -->"
+QUOTED = "<!-- study -->", "<!-- end of study -->"  # in the README
 # figures of a run: how they are called, where they are, and the paper's in the same place
 FIGURES = {
     "questions": ("qa", "test_acc"),
@@ -94,8 +95,12 @@ def gains(runs: Runs, figure: str) -> dict[str, tuple[float, float]]:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's."""
-    return statistics.correlation(first, second, method="ranked")
+    """Spearman's; equal values share the mean of their ranks."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
+
+    return statistics.correlation(ranks(first), ranks(second))
 
 
 def table(runs: Runs) -> str:
@@ -107,11 +112,7 @@ def table(runs: Runs) -> str:
     ]
     gained = {figure: gains(runs, figure) if "none" in runs else {} for figure in ("questions", "R@1")}
     for name, seeds in runs.items():
-        cells = [
-            f"{statistics.mean(run[figure] for run in seeds.values()):.1f} "
-            f"± {half_width(runs, figure, len(seeds)):.1f}"
-            for figure in FIGURES
-        ]
+        cells = [mean_cell(runs, name, figure) for figure in FIGURES]
         cells += [signed(*gained[figure][name]) if name in gained[figure] else "" for figure in gained]
         paper = PAPER.get(name)
         cells += [f"{paper[0]}", " / ".join(map(str, paper[1:]))] if paper else ["", ""]
@@ -119,18 +120,42 @@ def table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def short_table(runs: Runs) -> str:
+    """A row per target: means and intervals of questions and R@1, beside the paper's."""
+    lines = [
+        "| target | questions | R@1 | paper: TGIF-Frame | paper: DiDeMo R@1 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in runs:
+        if name in PAPER:
+            cells = [mean_cell(runs, name, figure) for figure in ("questions", "R@1")]
+            lines.append(f"| {name} | {' | '.join(cells)} | {PAPER[name][0]} | {PAPER[name][1]} |")
+    return "\n".join(lines)
+
+
+def mean_cell(runs: Runs, name: str, figure: str) -> str:
+    """A condition's mean over its seeds, with its interval."""
+    values = [run[figure] for run in runs[name].values()]
+    return f"{statistics.mean(values):.1f}{plus_minus(half_width(runs, figure, len(values)))}"
+
+
 def signed(gain: float, width: float) -> str:
     """A gain; in bold where the interval excludes none at all."""
-    text = f"{gain:+.1f} ± {width:.1f}"
+    text = f"{gain:+.1f}{plus_minus(width)}"
     return f"**{text}**" if abs(gain) > width else text
+
+
+def plus_minus(width: float) -> str:
+    """Half an interval's width; nothing where one seed says nothing of it."""
+    return f" ± {width:.1f}" if math.isfinite(width) else ""
 
 
 def remarks(runs: Runs) -> Iterable[str]:
     """What the numbers say by themselves."""
     runs_made = sum(map(len, runs.values()))
     deviations = {name: spread(runs, name)[0] for name in FIGURES}
-    shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items())
-    yield f"{runs_made} runs. Standard deviation between seeds, in points: {shown}."
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items() if math.isfinite(value))
+    yield f"{runs_made} runs." + f" Standard deviation between seeds, in points: {shown}." * bool(shown)
     both = [name for name in ("none", *TARGETS) if name in runs]
     if len(both) > 3:
         for number, (figure, published) in enumerate((("questions", "TGIF-Frame"), ("R@1", "DiDeMo R@1"))):
@@ -163,24 +188,29 @@ def draw(runs: Runs, path: Path) -> None:
         axis.grid(axis="x", color="#dddddd")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    axes[1].legend(loc="best", fontsize=9)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=2, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
 
 
-def write_report(results: Path, page: Path, picture: Path) -> None:
-    """Fill the table of a page, whose other text stays as it is, and draw the picture."""
+def fill(page: Path, marks: tuple[str, str], content: str, text: str = "") -> None:
+    """Put content between two marks of a page, of `text` if there is none; its other text stays."""
+    before, _, behind = split(page.read_text() if page.exists() else text, page, *marks)
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{marks[0]}\n{content}\n{marks[1]}{behind}")
+
+
+def write_report(results: Path, page: Path, picture: Path, readme: Path | None = None) -> None:
+    """Fill the tables of a page and of the README, and draw the picture."""
     runs = read_runs(results)
     if not runs:
         print(f"{results} has no finished run yet")
         return
-    text = page.read_text() if page.exists() else PAGE
-    before, _, behind = split(text, page, START, END)
-    within = "\n\n".join([table(runs), *remarks(runs)])
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{START}\n{within}\n{END}{behind}")
+    fill(page, (START, END), "\n\n".join([table(runs), *remarks(runs)]), PAGE)
+    if readme:
+        fill(readme, QUOTED, short_table(runs))
     if len(runs) > 1 and "none" in runs:
         draw(runs, picture)
     print(f"{page}\n{table(runs)}")

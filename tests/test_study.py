@@ -18,6 +18,7 @@ import study_report
 import study_teachers
 from demo_world import choose_scenes, load_scenes, render, visible_masks
 
+from agent import to_device
 from dataset import Tokens, pretrain_loader
 from frames import MEAN, STD
 from lib import Config, UserError, World
@@ -101,7 +102,7 @@ def test_oracles_know_training_frames_and_no_others(world, tmp_path):
     )
     loader = pretrain_loader(config, World(torch.device("cpu")), Tokens(config.txt_backbone, 32), train=True)
     batch = next(iter(loader.epoch(0)))
-    frames = batch["img"] if batch["img"].is_floating_point() else (batch["img"] / 255 - MEAN) / STD
+    frames = to_device(batch, torch.device("cpu"))["img"]
     scenes = {scene.id: scene for scene in load_scenes(world / "train.scenes.jsonl")}
     depths = oracle.DepthOracle(world, tmp_path / "oracle.npz", width=1)
     seen = depths.seen(frames)
@@ -189,11 +190,16 @@ def test_report_gives_means_gains_and_what_is_beyond_noise(tmp_path):
     assert mean == pytest.approx(4.0 + 0.1 / 3) and width < 0.2
     assert study_report.spread(runs, "questions")[0] == pytest.approx(10, rel=0.05)
     page = tmp_path / "STUDY.md"
-    study_report.write_report(tmp_path, page, tmp_path / "study.png")
+    readme = tmp_path / "README.md"
+    readme.write_text("before <!-- study -->\nold\n<!-- end of study --> behind")
+    study_report.write_report(tmp_path, page, tmp_path / "study.png", readme)
     rows = {line.split(" | ")[0].strip("| "): line for line in page.read_text().splitlines() if "|" in line}
     assert "**+4.0 ± 0.1**" in rows["pixel"] and "68.3" in rows["pixel"]
     assert "**" not in rows["hog"]
     assert (tmp_path / "study.png").stat().st_size > 1000
+    quoted = readme.read_text()
+    assert "| pixel | 54.0 ± " in quoted and quoted.startswith("before") and quoted.endswith("behind")
+    assert "old" not in quoted
 
 
 def test_report_keeps_what_was_written_around_the_table(tmp_path):
@@ -212,3 +218,22 @@ def test_runs_of_other_steps_are_not_mixed_in(tmp_path):
     path = study.place(tmp_path, "none", 88)
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": study.QUICK}))
     assert study_report.read_runs(tmp_path) == {}
+
+
+def test_targets_begin_with_a_share_of_the_gradient_of_mlm(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.CONDITIONS, "both", {"mvm_target": ["pixel", "hog"]})
+    files = {"txt_backbone": str(world / "bert"), "fusion_encoder": str(world / "bert"), "n_workers": 0}
+    files |= {"vis_backbone_init": "random", "size_batch": 8}
+    one, two = (
+        study.weights(Config(**study.pretraining(name, world, tmp_path, tmp_path) | files))
+        for name in ("pixel", "both")
+    )
+    assert two["pixel"] == pytest.approx(one["pixel"] / 2, rel=0.5)  # each has half of the share
+    monkeypatch.setattr(study, "SHARE", 2 * study.SHARE)
+    again = study.weights(Config(**study.pretraining("pixel", world, tmp_path, tmp_path) | files))
+    assert again["pixel"] == pytest.approx(2 * one["pixel"])
+
+
+def test_rank_correlation():
+    assert study_report.rank_correlation([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert study_report.rank_correlation([1, 2, 2, 4], [3, 5, 5, 9]) == pytest.approx(1)
