@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dropout import keep_mask
+
 CACHE = 1 << 21  # bytes of float32 scores made at a time: the next steps find them in the processor's cache
 Part = tuple[slice, slice]  # of the rows, of the heads
 
@@ -35,7 +37,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
         """Without dropout by the fused kernel, which a mask that asks for no gradient does not rule out."""
-        kept = torch.rand(*q.shape[:3], k.shape[2], device=q.device).ge_(dropout).byte() if dropout else None
+        kept = keep_mask((*q.shape[:3], k.shape[2]), dropout, q.device) if dropout else None
         if kept is None:
             out = F.scaled_dot_product_attention(q.detach(), k.detach(), v.detach(), mask.detach())
         else:

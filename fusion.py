@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from attention import attention
+from dropout import add_dropped
+from feed_forward import gelu_linear
 
 
 class FusionLayer(nn.Module):
@@ -23,7 +25,7 @@ class FusionLayer(nn.Module):
         width, eps = bert.hidden_size, bert.layer_norm_eps
         self.heads = bert.num_attention_heads
         self.attention_dropout = bert.attention_probs_dropout_prob
-        self.dropout = nn.Dropout(bert.hidden_dropout_prob)
+        self.hidden_dropout = bert.hidden_dropout_prob
         projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
         self.attention = nn.ModuleDict(
             {
@@ -58,9 +60,11 @@ class FusionLayer(nn.Module):
     def finish(self, at: Tensor, seen: Tensor) -> Tensor:
         """What follows attention: at (B, K, D), what it saw (B, heads, K, D / heads) -> (B, K, D)."""
         output: Any = self.attention["output"]
-        at = output["LayerNorm"](at + self.dropout(output["dense"](rearrange(seen, "b h l d -> b l (h d)"))))
-        inner = F.gelu(self.intermediate["dense"](at))
-        return self.output["LayerNorm"](at + self.dropout(self.output["dense"](inner)))
+        dropout = self.hidden_dropout if self.training else 0.0
+        seen = output["dense"](rearrange(seen, "b h l d -> b l (h d)"))
+        at = output["LayerNorm"](add_dropped(at, seen, dropout))
+        inner = gelu_linear(self.intermediate["dense"](at), cast(nn.Linear, self.output["dense"]))
+        return self.output["LayerNorm"](add_dropped(at, inner, dropout))
 
     def attention_map(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, heads, L, L): the share of attention that each query (row) gives to each position."""

@@ -19,6 +19,7 @@ from torchvision.ops import StochasticDepth
 
 from attention import attention
 from checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
+from feed_forward import gelu_linear
 from lib import UserError
 from tensor_files import read_tensors
 
@@ -129,7 +130,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return gelu_linear(self.fc1(x), self.fc2)
 
 
 class Block(nn.Module):

@@ -1,0 +1,41 @@
+"""The second half of a transformer's feed-forward network, which keeps only its input for the backward pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear(gelu(x))`; the backward pass makes gelu(x) again instead of keeping it. (..., I) -> (..., O)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides itself what to keep
+        return linear(F.gelu(x))
+    return GeluLinear.apply(x, linear.weight, linear.bias)
+
+
+class GeluLinear(torch.autograd.Function):
+    """As `gelu_linear`, x (..., I), weight (O, I), bias (O)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Under autocast the product is in half precision, as that of a module."""
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the output -> of x, weight and bias, those that learn."""
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            inner = F.gelu(x).to(grad.dtype).flatten(0, -2)
+            of_weight = (rows.t() @ inner).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(dim=0).to(weight.dtype)
+        return of_x, of_weight, of_bias
