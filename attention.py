@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dropout import keep_mask
 
-CACHE = 1 << 21  # bytes of float32 scores made at a time: the next steps find them in the processor's cache
+CACHE = 1 << 23  # bytes of float32 scores made at a time: the next steps find them in the processor's cache
 Part = tuple[slice, slice]  # of the rows, of the heads
 
 
@@ -43,7 +43,7 @@ class Attention(torch.autograd.Function):
         else:
             out = torch.empty_like(q)
             for part in parts(q, k):
-                seen = shares(q[part], k[part], cut(mask, part)).mul_(kept[part])
+                seen = shares(q[part], k[part], cut(mask, part)).mul_(kept[part].to(q.dtype))
                 out[part] = seen @ (v[part] / (1 - dropout))
         ctx.save_for_backward(q, k, v, mask, out, kept)
         ctx.dropout = dropout
@@ -67,8 +67,9 @@ class Attention(torch.autograd.Function):
             of_score = scaled @ v[part].transpose(-2, -1)
             seen = share
             if kept is not None:
-                seen = share * kept[part]
-                of_score.mul_(kept[part])
+                drawn = kept[part].to(q.dtype)  # products of two types are several times as slow
+                of_score.mul_(drawn)
+                seen = drawn.mul_(share)
             of_score.sub_(mean).mul_(share)
             of_v[part] = seen.transpose(-2, -1) @ scaled
             of_q[part] = of_score @ (k[part] * scale)

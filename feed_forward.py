@@ -1,4 +1,4 @@
-"""The second half of a transformer's feed-forward network, which keeps only its input for the backward pass."""
+"""The second half of a transformer's feed-forward network; it keeps its input alone for the backward pass."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(gelu(x))`; the backward pass makes gelu(x) again instead of keeping it. (..., I) -> (..., O)."""
+    """`linear(gelu(x))`, (..., I) -> (..., O); the backward pass makes gelu(x) again."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides itself what to keep
         return linear(F.gelu(x))
     return GeluLinear.apply(x, linear.weight, linear.bias)

@@ -1,12 +1,14 @@
 """What every script starts from: its `Config`, its device and processes, its random numbers and its log."""
 
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import json
 import logging
 import logging.handlers
 import os
+import platform
 import random
 import re
 import sys
@@ -46,6 +48,7 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
@@ -395,6 +398,8 @@ def distributed(config: Config) -> Iterator[World]:
         if not torch.accelerator.is_available():
             raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
         torch.accelerator.set_device_index(device.index or 0)
+    else:
+        keep_freed_memory()
     if config.deterministic:
         be_deterministic()
     control: Any = None
@@ -458,6 +463,18 @@ def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
     changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
     if changed:
         log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees for what it asks for next; nothing under other C libraries.
+
+    A training step on a CPU frees and asks for gigabytes. What is larger than 32 MiB would go back to the
+    system each time and come again page by page, filled with zeros: a tenth of the step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def be_deterministic() -> None:

@@ -106,7 +106,7 @@ class WindowAttention(nn.Module):
         """x: (B, W, N, C) for W windows of N patches; mask: (W, N, N) or None -> (B, W, N, C)."""
         windows, length = x.shape[1:3]
         index = self.relative_position_index[:length, :length]
-        bias = rearrange(self.relative_position_bias_table[index], "n m h -> h n m")
+        bias = rearrange(F.embedding(index, self.relative_position_bias_table), "n m h -> h n m").contiguous()
         if mask is None:
             layout = "(b w) h n d"
         else:  # a mask per window: windows lie beside the heads, so that it is not copied for every clip

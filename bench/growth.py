@@ -2,10 +2,10 @@
 
     python bench/growth.py
 
-Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device, which
-computes nothing). Measured: a processor's seconds for a training step at demo size; of processes, each with a
-batch of its own, those of one of them, without its waiting for the others. The exponent e is that of cost ~
-x^e, fitted to the upper half of each range: 1 is linear, and of processes 0 is the best there is.
+Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device,
+which computes nothing). Measured: seconds of a training step at demo size, on a machine without other jobs;
+processes have a batch and a thread each, and wait for each other. The exponent e is that of cost ~ x^e,
+fitted to the upper half of each range: 1 is linear, and of processes 0 is the best there is.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import nn
 from train_step import make_batch
 from transformers import BertConfig
 
-from lib import Config, distributed
+from lib import Config, distributed, keep_freed_memory
 from model import PretrainModel
 from parallel import wrap
 from retrieval import RetrievalModel
@@ -84,7 +84,7 @@ def measured(**shape: int) -> float:
 
 
 def together(processes: int) -> float:
-    """Seconds of a step at demo size of one of the processes that exchange gradients, each with its batch."""
+    """Seconds of a step at demo size of processes that exchange gradients, each with its batch."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, __file__, "--worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -96,7 +96,7 @@ def worker() -> None:
     """One of the processes of `together`: the first prints what it found."""
     with distributed(Config(device="cpu")) as world:
         run = small_step(**SMALL, share=lambda m: wrap(m, world, "ddp" if world.size > 1 else "none"))
-        found = seconds(run, CPU, repeats=9, warm=2)
+        found = seconds(run, CPU, repeats=20, warm=2)
         if world.is_main:
             print(found)
 
@@ -137,6 +137,7 @@ def main() -> None:
     if parser.parse_args().worker:
         worker()
         return
+    keep_freed_memory()
     found = curves()
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), layout="constrained")

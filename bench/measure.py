@@ -19,13 +19,9 @@ Work = Callable[[], Any]
 
 
 def clock(device: torch.device) -> float:
-    """Seconds; on a CPU those that its cores worked for this process, divided by its threads.
-
-    That is what the clock on the wall shows where no one else uses the machine and all threads are busy.
-    """
-    if device.type == "cpu":
-        return time.process_time() / torch.get_num_threads()
-    torch.accelerator.synchronize(device)
+    """Seconds, once the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -5,8 +5,10 @@ import torch
 
 import attention as module
 from attention import attention
+from dropout import keep_mask
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 4, 3, 5, 7, 2
+CPU = torch.device("cpu")
 
 
 def plain(q, k, v, mask, kept):
@@ -27,7 +29,7 @@ def test_a_learned_bias_has_the_plain_gradients_in_parts_of_any_size(monkeypatch
     monkeypatch.setattr(module, "CACHE", matrices * 4 * QUERIES * KEYS)
     given = [*inputs(), torch.randn(*shape, QUERIES, KEYS, dtype=torch.double, requires_grad=True)]
     torch.manual_seed(3)
-    kept = (torch.rand(ROWS, HEADS, QUERIES, KEYS) >= dropout) / (1 - dropout)
+    kept = keep_mask((ROWS, HEADS, QUERIES, KEYS), dropout, CPU) / (1 - dropout)
     want = plain(*given, kept)
     torch.manual_seed(3)
     got = attention(*given, dropout)
@@ -43,7 +45,7 @@ def test_what_is_hidden_by_a_mask_stays_hidden_with_dropout(shape):
     given, mask = inputs(), torch.rand(*shape, KEYS) > 0.5
     mask[..., 0] = True
     torch.manual_seed(3)
-    kept = (torch.rand(ROWS, HEADS, QUERIES, KEYS) >= 0.2) / 0.8
+    kept = keep_mask((ROWS, HEADS, QUERIES, KEYS), 0.2, CPU) / 0.8
     want = plain(*given, mask, kept)
     torch.manual_seed(3)
     got = attention(*given, mask, dropout=0.2)
