@@ -300,10 +300,9 @@ def one(name: str, amp: str) -> Row:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)
-    before = matrix_rate(device, AMP.get(amp, torch.float32))
     row = CASES[name](amp, device)
     row = {"memory": peak_memory(device), **row}
-    row["ceiling"] = (before + matrix_rate(device, AMP.get(amp, torch.float32))) / 2
+    row["ceiling"] = matrix_rate(device, AMP.get(amp, torch.float32))
     return row
 
 
@@ -349,7 +348,7 @@ def head(device: torch.device) -> list[str]:
         f"{bandwidth(device) / 1e9:.0f} GB/s.",
         "",
         f"Seconds are those of the clock, the median of some; load when this began: {load}. The share is",
-        "that of the matrix ceiling, measured before and after in the same process, by the FLOPs that are",
+        "that of the matrix ceiling, the best of some products in the same process, by the FLOPs that are",
         "needed: none for what is computed again. Memory is the peak of the process, libraries included.",
         "`beside`: so many times as fast as that.",
         "",
