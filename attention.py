@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dropout import keep_mask
 
-CACHE = 1 << 23  # bytes of float32 scores made at a time: the next steps find them in the processor's cache
+CACHE = 1 << 23  # bytes of float32 scores made at a time: the next steps find them in 32 MiB of shared cache
 Part = tuple[slice, slice]  # of the rows, of the heads
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
 from frames import Transform, read_clip
-from lib import Config, UserError, World, log
+from lib import Config, UserError, World, give_back_freed_memory, log
 from masking import SpecialTokens
 from signals import ignored
 from tsv import BadRow, Tsv
@@ -330,6 +330,7 @@ class Loader:
     ) -> None:
         self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
         self.bad: dict[tuple[str, int], str] = {}  # (corpus, pair) -> reason, of this process's batches
+        self.started = False  # whether there are worker processes
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -351,6 +352,9 @@ class Loader:
         """
         self.batches.epoch, self.batches.skip = epoch, skip
         known = len(self.bad)
+        if self.loader.num_workers and not self.started:
+            give_back_freed_memory()
+            self.started = True
         for batch in self.loader:
             for corpus, index, reason in zip(
                 batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True

@@ -1,6 +1,6 @@
-"""Dropout whose random numbers a CPU draws eight times as fast, and whose mask takes a byte a value.
+"""Dropout whose mask takes a byte a value, and whose random numbers a CPU draws several times as fast.
 
-PyTorch draws each of its values alone, on one thread, and keeps the mask for the backward pass as floats.
+PyTorch draws every value by itself there, and keeps the mask for the backward pass as floats.
 """
 
 import math
@@ -21,7 +21,7 @@ def keep_mask(shape: Sequence[int], p: float, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.rand(*shape, device=device).ge_(p).byte()
     count = math.prod(shape)
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
     drawn = bits.view(torch.int16)[:count]
     return drawn.ge_(min(round(p * 65536), 65535) - 32768).byte().view(*shape)
 
@@ -36,7 +36,7 @@ def add_dropped(residual: Tensor, x: Tensor, p: float) -> Tensor:
 
 
 class AddDropped(torch.autograd.Function):
-    """As `add_dropped`."""
+    """As `add_dropped`; what is kept is divided by 1 - p, whatever the mask's p was rounded to."""
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, p: float) -> Tensor:

@@ -9,20 +9,23 @@ from torch.nn import functional as F
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(gelu(x))`, (..., I) -> (..., O); the backward pass makes gelu(x) again."""
+    """`linear(gelu(x))`, (..., I) -> (..., O); the backward pass makes gelu(x) again.
+
+    In training it reads the weights of `linear` and does not call it: hooks on it would not run.
+    """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides itself what to keep
         return linear(F.gelu(x))
     return GeluLinear.apply(x, linear.weight, linear.bias)
 
 
 class GeluLinear(torch.autograd.Function):
-    """As `gelu_linear`, x (..., I), weight (O, I), bias (O)."""
+    """As `gelu_linear`, x (..., I), weight (O, I), bias (O) or None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Under autocast the product is in half precision, as that of a module."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """In the precision of x: autocast would keep its casts of the weights, made without a gradient."""
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        return F.linear(F.gelu(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -32,10 +35,10 @@ class GeluLinear(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
-            inner = F.gelu(x).to(grad.dtype).flatten(0, -2)
-            of_weight = (rows.t() @ inner).to(weight.dtype)
+            inner = F.gelu(x).to(grad.dtype)
+            of_weight = (rows.t() @ inner.reshape(-1, x.shape[-1])).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(dim=0).to(weight.dtype)
         return of_x, of_weight, of_bias

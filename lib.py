@@ -49,6 +49,7 @@ else:
 
 log = logging.getLogger("violet")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
@@ -466,15 +467,22 @@ def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what this process frees for what it asks for next; nothing under other C libraries.
+    """Have glibc keep what this process and its children free for what they ask for next.
 
     A training step on a CPU frees and asks for gigabytes. What is larger than 32 MiB would go back to the
-    system each time and come again page by page, filled with zeros: a tenth of the step.
+    system each time and come again page by page, filled with zeros: up to a tenth of the step. Nothing under
+    other C libraries, and where the environment sets glibc's own variables.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in MALLOC):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what is kept: before a fork, which would share it and have it copied."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def be_deterministic() -> None:

@@ -3,8 +3,7 @@
     python bench/loader.py videos.csv
 
 The CSV is one that make_tsv.py takes, of `video` and `caption`. Beside them: reading the stored rows' bytes
-alone, and decoding every frame of every file once, which is what one sample costs without seeking. Seconds
-are those that one core works for it, so that other programs on the machine hardly count.
+alone, and decoding every frame of every file once, which is what one sample costs without seeking.
 """
 
 import argparse

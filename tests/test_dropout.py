@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from conftest import tiny_bert
 
-from dropout import add_dropped, keep_mask
+from dropout import AddDropped, add_dropped, keep_mask
+from fusion import FusionLayer
 
 CPU = torch.device("cpu")
 
@@ -62,9 +63,26 @@ def test_it_keeps_a_byte_a_value():
     assert [x.dtype for x in kept] == [torch.uint8]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_compiler_gets_the_plain_form():
-    layer = nn.Linear(4, 4)
-    compiled = torch.compile(lambda x: add_dropped(x, layer(x), 0.5), backend="eager", fullgraph=True)
-    out = compiled(torch.ones(64, 4))
-    assert out.shape == (64, 4)
+def test_a_layer_drops_hidden_values_in_training_alone():
+    bert = tiny_bert(dropout=0.3)
+    bert.attention_probs_dropout_prob = 0.0
+    layer = FusionLayer(bert)
+    x, mask = torch.randn(2, 5, 32), torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    assert not torch.equal(layer(x, mask), layer(x, mask))
+    layer.eval()
+    assert torch.equal(layer(x, mask), layer(x, mask))
+
+
+def test_a_compiler_gets_the_plain_form(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(AddDropped, "apply", refuse)
+    compiled = torch.compile(lambda x: add_dropped(x, x, 0.5), backend="eager", fullgraph=True)
+    assert set(compiled(torch.ones(64, 4, requires_grad=True)).unique().tolist()) == {1.0, 3.0}
+
+
+def test_a_mask_is_made_on_the_device_asked_for():
+    assert keep_mask((2, 3), 0.1, torch.device("meta")).shape == (2, 3)
+    with torch.device("meta"):
+        assert keep_mask((2, 3), 0.1, CPU).device == CPU

@@ -32,6 +32,23 @@ def test_frozen_weights_get_no_gradient_and_pass_it_on():
     assert layer.weight.grad is None and layer.bias.grad is None
 
 
+def test_one_of_weight_and_bias_may_be_frozen():
+    for learns in ("weight", "bias"):
+        layer = nn.Linear(24, 6).requires_grad_(False)
+        parameter = getattr(layer, learns).requires_grad_(True)
+        gelu_linear(torch.ones(24), layer).sum().backward()
+        want = F.gelu(torch.ones(24)).expand(6, 24) if learns == "weight" else torch.ones(6)
+        torch.testing.assert_close(parameter.grad, want)
+
+
+def test_autocast_keeps_no_cast_of_the_weights_without_a_gradient():
+    layer, x = nn.Linear(24, 6), torch.randn(2, 24, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        (gelu_linear(x, layer).sum() + layer(x).sum()).backward()
+    want = F.gelu(x).float().sum(dim=0) + x.float().sum(dim=0)
+    torch.testing.assert_close(layer.weight.grad, want.expand(6, 24), rtol=0.05, atol=0.05)
+
+
 def test_only_its_input_is_kept():
     layer, kept = nn.Linear(24, 6), []
     x = torch.randn(2, 24, requires_grad=True)
