@@ -33,12 +33,14 @@ class GeluLinear(torch.autograd.Function):
         """Gradient of the output -> of x, weight and bias, those that learn."""
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
         rows = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
-            inner = F.gelu(x).to(grad.dtype)
-            of_weight = (rows.t() @ inner.reshape(-1, x.shape[-1])).to(weight.dtype)
+            inner = F.gelu(x).to(grad.dtype).reshape(-1, x.shape[-1])
+            of_weight = (rows.t() @ inner).to(weight.dtype)
+            del inner  # of all tensors here this one and the next are the largest
+        if ctx.needs_input_grad[0]:
+            of_x = (grad @ weight.to(grad.dtype)).to(x.dtype)
+            torch.ops.aten.gelu_backward(of_x, x, grad_input=of_x)
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(dim=0).to(weight.dtype)
         return of_x, of_weight, of_bias

@@ -309,6 +309,14 @@ def one(name: str, amp: str) -> Row:
     return row
 
 
+def ceilings() -> Row:
+    """Of this machine, in GFLOP/s and GB/s."""
+    device = choose_device("auto")
+    kinds = {"float32": torch.float32, "bf16": torch.bfloat16}
+    rates = {name: matrix_rate(device, dtype) / 1e9 for name, dtype in kinds.items()}
+    return {**rates, "memory": bandwidth(device) / 1e9}
+
+
 def runs() -> list[tuple[str, str]]:
     """Name and precision of every line of the table."""
     return [(name, amp) for name in CASES for amp in (("off",) if name in FLOAT32_ALONE else ("off", "bf16"))]
@@ -340,15 +348,15 @@ def head(device: torch.device) -> list[str]:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    rates = [matrix_rate(device, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)]
+    rates = fresh("results.py", ["--ceilings"])  # what this process has used counts as used by its children
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return [
         "# Measured by `make bench`",
         "",
         f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, "
         f"commit {commit.stdout.strip()}.",
-        f"Ceilings: matrix products {rates[0]:.0f} GFLOP/s in float32, {rates[1]:.0f} in bf16; memory "
-        f"{bandwidth(device) / 1e9:.0f} GB/s.",
+        f"Ceilings: matrix products {rates['float32']:.0f} GFLOP/s in float32, {rates['bf16']:.0f} in bf16; "
+        f"memory {rates['memory']:.0f} GB/s.",
         "",
         f"Seconds are those of the clock, the median of some; load when this began: {load}. The share is",
         "that of the matrix ceiling, the best of some products in the same process, by the FLOPs that are",
@@ -365,11 +373,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--amp", choices=["off", "bf16"], default="off")
+    parser.add_argument("--ceilings", action="store_true", help="of this machine alone")
     options = parser.parse_args()
-    if options.case:
-        print(json.dumps(one(options.case, options.amp)))
+    if options.case or options.ceilings:
+        print(json.dumps(one(options.case, options.amp) if options.case else ceilings()))
         return
-    keep_freed_memory()
     lines = head(choose_device("auto"))
     for name, amp in runs():
         lines.append(line(name, amp, fresh("results.py", ["--case", name, "--amp", amp])))
