@@ -16,7 +16,7 @@ from measure import flops, matrix_rate
 from transformers import BertConfig
 
 from agent import peak_memory, seeded
-from lib import choose_device, keep_freed_memory
+from lib import choose_device, keep_freed_memory, spare_memory
 from masking import SpecialTokens, mask_batch
 from model import PretrainModel
 from parallel import AMP
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     if device.type == "cpu":
-        keep_freed_memory()
+        (spare_memory if options.use_checkpoint else keep_freed_memory)()  # as a run does
     dtype = AMP.get(options.amp, torch.float32)
     ceiling = matrix_rate(device, dtype)
     bert = BertConfig()
