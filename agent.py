@@ -1,4 +1,4 @@
-"""The engine: optimiser and schedule, one step, one run, evaluation, checkpoints, going on after a stop."""
+"""The engine: one step, one run, evaluation, checkpoints, going on after a stop."""
 
 import contextlib
 import dataclasses
@@ -6,8 +6,6 @@ import functools
 import itertools
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +19,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
 from frames import normalise
-from lib import Config, Mean, UserError, World, log
-from model import MVM_HEADS, Batch, Output
+from lib import Config, Mean, UserError, log
+from memory import peak_memory
+from model import Batch, Output
 from parallel import (
     AMP,
     choose_parallel,
@@ -34,6 +33,7 @@ from parallel import (
     report,
     wrap,
 )
+from processes import World
 from profiling import Profile
 from recorder import Averages, Recorder, stack
 from resume import (
@@ -48,48 +48,15 @@ from resume import (
     write_tensors,
 )
 from runs import BEFORE, FINISHED, STATE, open_run
+from schedule import MIN_LR, parameter_groups, warmup_linear
 from signals import Stop, obeyed
 
-MIN_LR = 1e-8
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
 PROGRESS = ("step", "total", "epoch", "batches", "figures", "kept")  # of an Agent: how far a run has come
 
 
-# ------------------------------------------------------------------------------------ optimiser, schedule
-
-
-def parameter_groups(
-    model: nn.Module, lr: float, decay: float, swin_lr_mul: float, mvm_lr_mul: float = 1.0
-) -> list[dict[str, Any]]:
-    """The published groups: (swin, decay), (other, decay), (swin, no decay), (other, no decay).
-
-    No decay for names with "bias" (the bias tables among them) or "LayerNorm.weight"; Swin's norms decay.
-    Two more for the heads of MVM, if they have a learning rate of their own: (decay), (no decay).
-    """
-    rates = [(mul, weight_decay) for weight_decay in (decay, 0.0) for mul in (swin_lr_mul, 1.0)]
-    if mvm_lr_mul != 1:
-        rates += [(mvm_lr_mul, decay), (mvm_lr_mul, 0.0)]
-    groups: list[dict[str, Any]] = [
-        {"params": [], "names": [], "peak": lr * mul, "weight_decay": weight_decay}
-        for mul, weight_decay in rates
-    ]
-    for name, parameter in model.named_parameters():
-        free = "bias" in name or "LayerNorm.weight" in name
-        place = 2 * free + ("swin" not in name)
-        if mvm_lr_mul != 1 and name.startswith(MVM_HEADS):
-            place = 4 + free
-        groups[place]["params"].append(parameter)
-        groups[place]["names"].append(name)
-    return groups
-
-
-def warmup_linear(step: int, total: int, warmup_ratio: float) -> float:
-    """Factor of the learning rate: from 0 up over the warm-up, then in a line to 0 at `total`."""
-    warmup = total * warmup_ratio
-    if step < warmup:
-        return step / warmup
-    return max(0.0, (total - step) / max(1e-9, total - warmup))
+# --------------------------------------------------------------------------------------- parts of a step
 
 
 def seeded(*numbers: int) -> Generator:
@@ -110,14 +77,6 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
     """The batch with its tensors on `device`; frames that come as bytes are normalised there."""
     moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return {k: normalise(v) if k == "img" and v.dtype == torch.uint8 else v for k, v in moved.items()}
-
-
-def peak_memory(device: torch.device) -> float:
-    """GiB that this process has used at most: of the accelerator's memory, or on a CPU of its own."""
-    if device.type in ("cpu", "mps"):
-        unit = 2**30 if sys.platform == "darwin" else 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return torch.accelerator.max_memory_allocated(device) / 2**30
 
 
 def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:

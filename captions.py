@@ -14,8 +14,9 @@ import numpy as np
 
 from dataset import Loader, Tokens
 from frames import Frames, Transform, read_clip, read_clips, row_frames
-from lib import Config, UserError, World, log
+from lib import Config, UserError, log
 from model import Batch, Output
+from processes import World
 from questions import Annotation, Item, choose_splits, split_loader
 from tsv import BadRow, Videos
 

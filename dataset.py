@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
 from frames import Transform, read_clip
-from lib import Config, UserError, World, give_back_freed_memory, log
+from lib import Config, UserError, log
 from masking import SpecialTokens
+from memory import give_back_freed_memory
+from processes import World
 from signals import ignored
 from tsv import BadRow, Tsv
 

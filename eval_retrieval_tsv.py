@@ -19,9 +19,10 @@ import numpy as np
 from captions import Gallery, read_gallery
 from dataset import Tokens
 from evaluation import rank_rows, score_gallery, write_results
-from lib import Config, UserError, World, distributed, load_config, log, warn_of_unread
+from lib import Config, UserError, load_config, log, warn_of_unread
 from needs import check_needs
 from pages import report, write_page
+from processes import World, distributed
 from ranking import figures
 from retrieval import UNREAD, RetrievalModel
 from runs import make_run_folder

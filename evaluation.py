@@ -19,7 +19,8 @@ from tqdm import tqdm
 from agent import AMP, to_device
 from captions import Gallery
 from dataset import Batches, Draw, Loader, Mixture, Tokens
-from lib import Config, World, atomic_path, log
+from lib import Config, atomic_path, log
+from processes import World
 from ranking import both_ways
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once

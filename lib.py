@@ -1,31 +1,22 @@
-"""What every script starts from: its `Config`, its device and processes, its random numbers and its log."""
+"""What every module starts from: the `Config`, the log, errors of the user's, means, files."""
 
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import json
 import logging
 import logging.handlers
 import os
-import platform
-import random
 import re
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
-import numpy as np
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
     from typing import TypeAlias
@@ -48,8 +39,6 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
@@ -329,7 +318,15 @@ def load_config(kind: str, arguments: Sequence[str] | None = None) -> Config:
     return config
 
 
-# ---------------------------------------------------------------------------------- losses and devices
+def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
+    """Say of these keys, which a script does not read, that what was set has no effect."""
+    default = Config(type=config.type)
+    changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
+    if changed:
+        log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
+
+
+# ------------------------------------------------------------------------------------------------- means
 
 
 @dataclass(frozen=True)
@@ -345,174 +342,7 @@ class Mean:
         return self.total / self.count.clamp(min=1e-12)
 
 
-@dataclass(frozen=True)
-class World:
-    """The processes of a run and this one's place among them."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    nodes: int = 1
-    """machines, each with as many processes as the others"""
-    control: dist.ProcessGroup | None = None
-    """the processes' CPUs, which agree without waiting for their devices; None: the default group"""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the console."""
-        return self.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over the processes, on every one of them."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-    def gather(self, item: Any) -> list[Any]:
-        """Every process's `item`, in order of rank, on every process."""
-        if self.size == 1:
-            return [item]
-        items = [None] * self.size
-        dist.all_gather_object(items, item, group=self.control)
-        return items
-
-    def most(self, value: int) -> int:
-        """The largest `value` of all processes, on every one of them."""
-        if self.size == 1:
-            return value
-        largest = torch.tensor(value)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
-        return int(largest)
-
-
-@contextlib.contextmanager
-def distributed(config: Config) -> Iterator[World]:
-    """Join the processes of torchrun or torch.distributed.launch (plain python: a world of one); seed them.
-
-    NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
-    """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
-    if device.type != "cpu":
-        if not torch.accelerator.is_available():
-            raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
-        torch.accelerator.set_device_index(device.index or 0)
-    elif config.use_checkpoint:
-        spare_memory()
-    else:
-        keep_freed_memory()
-    if config.deterministic:
-        be_deterministic()
-    control: Any = None
-    if size > 1:
-        found: dist.Store = next(rendezvous("env://"))[0]
-        store = dist.PrefixStore(meet(dist.PrefixStore("violet", found), rank, size), found)
-        dist.init_process_group(
-            dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=size
-        )
-        control = dist.new_group(backend="gloo") if device.type != "cpu" else None
-    world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
-    start_log(world)
-    seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
-    try:
-        yield world
-    except BaseException as error:
-        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
-        raise
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
-
-
-def meet(store: dist.Store, rank: int, size: int) -> str:
-    """A name that the processes of a group agree on, and that no group before them had.
-
-    torchrun starts a group again on the same store: under the old names there still are the addresses of
-    those who died, and processes that read them wait for each other for half an hour.
-    """
-    mine = uuid.uuid4().hex
-    if rank == 0:
-        store.set("group", mine)
-        others = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
-        store.set(f"{mine}/met", " ".join(others))
-        return mine
-    while True:
-        group = store.get("group").decode()  # maybe that of the dead, who have not met this process
-        store.set(f"{group}/{rank}", mine)
-        if store.check([f"{group}/met"]) and mine in store.get(f"{group}/met").decode().split():
-            return group
-        time.sleep(0.02)
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, a type or a full device name -> the device of this process."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        name = accelerator.type if accelerator else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name!r} is unknown: auto, cpu, cuda, cuda:1, mps and so on.") from error
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, local_rank)
-    return device
-
-
-def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
-    """Say of these keys, which a script does not read, that what was set has no effect."""
-    default = Config(type=config.type)
-    changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
-    if changed:
-        log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what this process and its children free for what they ask for next.
-
-    A training step on a CPU frees and asks for gigabytes. What is larger than 32 MiB would go back to the
-    system each time and come again page by page, filled with zeros: up to a tenth of the step.
-    """
-    set_glibc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
-
-
-def spare_memory() -> None:
-    """Have glibc give every block of 4 MiB or more back once it is freed: where memory is short, not time.
-
-    Else holes between tensors add up to a quarter of what a process holds.
-    """
-    set_glibc({M_MMAP_THRESHOLD: 1 << 22})
-
-
-def set_glibc(values: dict[int, int]) -> None:
-    """Set parameters of mallopt; not under other C libraries, or where the environment sets glibc's own."""
-    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in MALLOC):
-        for parameter, value in values.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
-
-
-def give_back_freed_memory() -> None:
-    """Give the system what is kept: before a fork, which would share it and have it copied."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def be_deterministic() -> None:
-    """Have every operation give the same bits each time; one that cannot is an error that names it."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix library starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators of this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-# ------------------------------------------------------------------------------------------ files and logs
+# ------------------------------------------------------------------------------------------------- files
 
 
 @contextlib.contextmanager
@@ -537,26 +367,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def start_log(world: World, folder: Path | None = None) -> None:
-    """Log to the console (main process: everything; others: warnings) and, per process, to a file.
-
-    What is logged before there is a folder is kept, and the file begins with it.
-    """
-    name = f"[{world.rank}] " if world.size > 1 else ""
-    layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
-    console = logging.StreamHandler()
-    console.setLevel(logging.INFO if world.is_main else logging.WARNING)
-    console.setFormatter(layout)
-    early = [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]
-    rest: logging.Handler = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
-    if folder is not None:
-        file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
-        rest = logging.FileHandler(folder / file, delay=True)
-        rest.setFormatter(layout)
-        for handler in early:
-            handler.setTarget(rest)
-            handler.flush()
-    log.handlers, log.propagate = [console, rest], False
-    log.setLevel(logging.DEBUG)

@@ -14,8 +14,9 @@ In under a minute on a laptop, on data of your own and an encoder that knows not
 """
 
 from dataset import Tokens
-from lib import distributed, load_config, warn_of_unread
+from lib import load_config, warn_of_unread
 from needs import check_needs
+from processes import distributed
 from qa import UNREAD, MaskModel, run
 from question_kinds import FillInTheBlank
 from questions import question_loaders

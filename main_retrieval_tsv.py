@@ -15,8 +15,9 @@ import functools
 from agent import Agent
 from captions import accuracy, describe, pair_loaders
 from dataset import Tokens
-from lib import distributed, load_config, warn_of_unread
+from lib import load_config, warn_of_unread
 from needs import check_needs
+from processes import distributed
 from retrieval import UNREAD, RetrievalModel
 
 

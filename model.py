@@ -4,11 +4,10 @@ Shapes: B clips, T frames, h x w patches of a frame, X text tokens, D the width,
 Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc, fc_mtm, decoder_*.
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,14 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
-from transformers.utils import logging
 
-from checkpoint import Report, load_checkpoint
+from bert import bert_config, read_bert
+from checkpoint import load_checkpoint
 from fusion import FusionEncoder, initialise_bert, put, visible
 from lib import Config, Mean, UserError, log
 from mvm_targets import make_targets, name_heads
 from teachers import Teacher, make_teachers
-from tensor_files import UNREADABLE, reason
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
 
 Batch = dict[str, Any]
@@ -350,17 +348,6 @@ class PretrainModel(Violet):
 # -------------------------------------------------------------------------------------------- weights
 
 
-def bert_config(name: str) -> BertConfig:
-    """The sizes of a BERT by its name or folder."""
-    try:
-        return BertConfig.from_pretrained(name)
-    except OSError as error:
-        raise UserError(
-            f"BERT {name!r} is neither a folder with a config.json nor a model that can be downloaded "
-            f"({str(error).splitlines()[0]}). Set txt_backbone and fusion_encoder to a folder that holds one."
-        ) from error
-
-
 def encoder_arguments(config: Config) -> dict[str, Any]:
     """The arguments of `Violet` that `config` gives; the BERTs' sizes are read."""
     fusion, text = bert_config(config.fusion_encoder), bert_config(config.txt_backbone)
@@ -429,46 +416,3 @@ def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
     if config.freeze_violet:
         for part in (model.enc_img, model.enc_txt, model.trsfr):
             part.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without what transformers says of a file's keys: our report says it, and calls no file corrupted.
-
-    BERTs of sentence embeddings have no MLM head, and nothing is wrong with them.
-    """
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def read_bert(name: str) -> BertForMaskedLM:
-    """A BERT with its MLM head by name or folder.
-
-    Where the folder holds no MLM head, its decoder is the word embeddings (BERT ties them) and its
-    transform starts anew. Raises `UserError` if a part of its embeddings or encoder is missing.
-    """
-    try:
-        with quiet_transformers():
-            bert, found = cast(Any, BertForMaskedLM).from_pretrained(name, output_loading_info=True)
-    except UNREADABLE as error:
-        raise UserError(
-            f"BERT {name!r} has no weights that can be read ({reason(error)}); to train without, set "
-            "txt_backbone_rand_init and fusion_encoder_rand_init."
-        ) from error
-    missing = sorted(found["missing_keys"])
-    report = Report(
-        f"BERT {name}",
-        loaded=[key for key in bert.state_dict() if key not in missing],
-        missing=missing,
-        unexpected=sorted(found["unexpected_keys"]),
-    )
-    report.check(may_lack=[key for key in missing if key.startswith("cls.")])
-    log.info("%s", report)
-    return bert

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from lib import Config, UserError, World
+from lib import Config, UserError
+from processes import World
 from published import published
 from video_swin import weights_path
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from fusion import FusionLayer
-from lib import Config, UserError, World, log
+from lib import Config, UserError, log
+from processes import World
 from video_swin import Block
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}

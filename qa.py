@@ -15,9 +15,10 @@ from transformers import BertConfig
 
 from agent import Agent
 from dataset import Loader, Tokens
-from lib import Config, Mean, World
+from lib import Config, Mean
 from metrics import accuracy
 from model import Batch, MlmHead, Output, Violet, encoder_arguments, matching_head, start
+from processes import World
 from questions import describe
 from video_swin import Size
 

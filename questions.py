@@ -20,8 +20,9 @@ from torch.utils.data import default_collate
 
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
 from frames import Transform, read_clip
-from lib import Config, UserError, World, log
+from lib import Config, UserError, log
 from model import Batch, Output
+from processes import World
 from tsv import BadRow, Videos
 
 Item = dict[str, Any]

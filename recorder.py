@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lib import Mean, UserError, World, atomic_path, log
+from lib import Mean, UserError, atomic_path, log
 from model import Batch, Output
+from processes import World
 
 
 def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:

@@ -22,7 +22,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lib import UserError, World, atomic_path, log
+from lib import UserError, atomic_path, log
+from processes import World
 from runs import BEFORE, STATE
 from tensor_files import UNREADABLE, load_data, reason
 

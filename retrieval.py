@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
-from lib import Config, Mean, World
+from lib import Config, Mean
 from model import Batch, Output, Violet, encoder_arguments, matching_head, start
+from processes import World
 from video_swin import Size
 
 UNREAD = (

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from lib import KEYS, Config, UserError, World, log, start_log
+from lib import KEYS, Config, UserError, log
+from processes import World, start_log
 
 STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
 FINISHED = "finished.json"  # the last figures of a run that has come to its end

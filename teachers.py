@@ -22,7 +22,8 @@ from torchvision.transforms.v2 import functional as image
 
 from checkpoint import load_tensors, summary
 from frames import MEAN, STD
-from lib import Config, UserError, choose_device, log
+from lib import Config, UserError, log
+from processes import choose_device
 from published import missing_weights
 from tensor_files import read_tensors
 from video_swin import SIZES, VideoSwin, read_video_swin, size_of

@@ -27,8 +27,9 @@ from checkpoint import Report, load_checkpoint
 from dataset import Tokens
 from decoding import IMAGES
 from frames import Linked, Transform, even_frames, normalise
-from lib import KEYS, Config, UserError, choose_device, load_config
+from lib import KEYS, Config, UserError, load_config
 from model import encoder_arguments, matching_head
+from processes import choose_device
 from qa import MaskModel
 from question_kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
 from questions import Text

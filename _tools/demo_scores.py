@@ -17,9 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from agent import seeded, to_device
 from dataset import Tokens, pretrain_loader
-from lib import Config, World, atomic_path, load_config
+from lib import Config, atomic_path, load_config
 from masking import mask_batch
 from mvm_targets import make_targets
+from processes import World
 from teachers import make_teachers
 
 Question = dict[str, Any]

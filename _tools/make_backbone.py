@@ -28,9 +28,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
 from demo_world import BEHAVIOURS, COLOURS, OUTLINES
 
-from agent import warmup_linear
 from frames import Transform, decode_frame, even_frames, normalise, random_frames
-from lib import UserError, atomic_path, choose_device, seed_everything
+from lib import UserError, atomic_path
+from processes import choose_device, seed_everything
+from schedule import warmup_linear
 from tsv import Tsv
 from video_swin import SIZES, VideoSwin
 

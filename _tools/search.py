@@ -36,8 +36,9 @@ from sources import KINDS
 from dataset import Tokens
 from evaluation import encode_texts, token_rows
 from frames import Frames, Stored, Transform, even_frames, normalise, row_frames
-from lib import Config, UserError, atomic_path, choose_device, load_config
+from lib import Config, UserError, atomic_path, load_config
 from pages import SCRIPT, article, figure, player, strip, write_page
+from processes import choose_device
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
 from tensor_files import checkpoint_in

@@ -32,9 +32,10 @@ from agent import seeded, to_device
 from checkpoint import load_checkpoint
 from dataset import PretrainCorpus, Tokens
 from frames import Transform, decode_frame
-from lib import Config, UserError, atomic_path, choose_device, load_config
+from lib import Config, UserError, atomic_path, load_config
 from masking import mask_batch
 from model import PretrainModel
+from processes import choose_device
 from teachers import to_pixels
 from tensor_files import checkpoint_in
 

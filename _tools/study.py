@@ -110,9 +110,9 @@ def weights(config: Any) -> dict[str, float]:
 
     from agent import seeded, to_device
     from dataset import Tokens, pretrain_loader
-    from lib import World, seed_everything
     from masking import mask_batch
     from model import PretrainModel
+    from processes import World, seed_everything
 
     seed_everything(SEEDS[0])
     tokens = Tokens(config.txt_backbone, config.size_txt)

@@ -32,11 +32,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from agent import warmup_linear
 from dalle import DalleEncoder
 from dataset import Tokens
 from frames import Transform, decode_frame, even_frames
-from lib import atomic_path, seed_everything
+from lib import atomic_path
+from processes import seed_everything
+from schedule import warmup_linear
 from teachers import DptTeacher, TimmTeacher, normalise
 from tsv import Tsv
 

@@ -183,7 +183,7 @@ def own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def copy_sizes(bert: str, folder: Path) -> None:
     """A BERT's config.json, without its weights: a checkpoint holds those."""
-    from model import bert_config
+    from bert import bert_config
 
     folder.mkdir(parents=True, exist_ok=True)
     if Path(bert).is_dir():

@@ -22,9 +22,11 @@ from torch import nn
 from train_step import make_batch
 from transformers import BertConfig
 
-from lib import Config, distributed, keep_freed_memory
+from lib import Config
+from memory import prepare_memory
 from model import PretrainModel
 from parallel import wrap
+from processes import distributed
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs
 from video_swin import SIZES
@@ -137,7 +139,7 @@ def main() -> None:
     if parser.parse_args().worker:
         worker()
         return
-    keep_freed_memory()
+    prepare_memory(CPU, spare=False)
     found = curves()
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), layout="constrained")

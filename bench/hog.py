@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hog import hog_picture
-from lib import choose_device
+from processes import choose_device
 
 
 def best_time(work: Callable[[], Any], repeats: int) -> float:

@@ -30,13 +30,14 @@ from torch.nn import functional as F
 from train_step import make_batch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from agent import peak_memory
 from frames import Transform, normalise, read_clip
 from hog import hog_picture
-from lib import Config, choose_device, keep_freed_memory, spare_memory
+from lib import Config
+from memory import peak_memory, prepare_memory
 from model import PretrainModel
 from mvm_targets import TARGETS, make_targets
 from parallel import AMP
+from processes import choose_device
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
 from teachers import make_teachers
@@ -300,8 +301,7 @@ FLOAT32_ALONE = ("hog", "loader", "loader_large")  # what no precision changes
 def one(name: str, amp: str) -> Row:
     """A measurement and the ceilings, in this process."""
     device = choose_device("auto")
-    if device.type == "cpu":
-        (spare_memory if name == "step_checkpointed" else keep_freed_memory)()  # as a run does
+    prepare_memory(device, spare=name == "step_checkpointed")  # as a run does
     torch.manual_seed(0)
     row = CASES[name](amp, device)
     row = {"memory": peak_memory(device), **row}

@@ -28,8 +28,8 @@ from transformers import BertConfig, BertModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import matrix_rate
 
-from agent import peak_memory
-from lib import choose_device
+from memory import peak_memory
+from processes import choose_device
 from retrieval import RetrievalModel
 from scoring import PairScorer, all_pairs, pairs_at_once
 from video_swin import SIZES

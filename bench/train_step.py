@@ -15,11 +15,12 @@ import torch
 from measure import flops, matrix_rate
 from transformers import BertConfig
 
-from agent import peak_memory, seeded
-from lib import choose_device, keep_freed_memory, spare_memory
+from agent import seeded
 from masking import SpecialTokens, mask_batch
+from memory import peak_memory, prepare_memory
 from model import PretrainModel
 from parallel import AMP
+from processes import choose_device
 from video_swin import SIZES
 
 
@@ -51,8 +52,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = choose_device(options.device)
-    if device.type == "cpu":
-        (spare_memory if options.use_checkpoint else keep_freed_memory)()  # as a run does
+    prepare_memory(device, spare=options.use_checkpoint)  # as a run does
     dtype = AMP.get(options.amp, torch.float32)
     ceiling = matrix_rate(device, dtype)
     bert = BertConfig()

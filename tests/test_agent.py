@@ -14,12 +14,14 @@ import torch.multiprocessing
 from conftest import SWIN, tiny_bert
 from torch import nn
 
-from agent import Agent, Averages, parameter_groups, seeded, to_device
-from lib import Config, Mean, UserError, World, distributed
+from agent import Agent, Averages, seeded, to_device
+from lib import Config, Mean, UserError
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
 from model import Output, PretrainModel
+from processes import World, distributed
 from runs import make_run_folder
+from schedule import parameter_groups
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -378,7 +380,7 @@ def test_freed_memory_is_kept_and_given_back_unless_the_user_has_set_glibc(own):
     """MiB that the process holds after 256 were used and freed, and after they were given back."""
     program = """
 import torch
-from lib import give_back_freed_memory, keep_freed_memory
+from memory import give_back_freed_memory, keep_freed_memory
 keep_freed_memory()
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20

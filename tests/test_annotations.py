@@ -26,7 +26,8 @@ import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
 from dataset import PretrainCorpus, Tokens
 from frames import Transform
-from lib import Config, UserError, World, choose_device
+from lib import Config, UserError
+from processes import World, choose_device
 from question_kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from questions import question_loaders
 

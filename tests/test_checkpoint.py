@@ -18,10 +18,11 @@ from test_parity import NPZ, bert_of, swin_size
 from torch import nn
 from transformers import BertForMaskedLM
 
+from bert import read_bert
 from checkpoint import compare, load_checkpoint, load_tensors, resize_table, window_of
 from dalle import load_dalle
 from lib import Config, UserError
-from model import PretrainModel, Violet, read_bert, start
+from model import PretrainModel, Violet, start
 from qa import ChoiceModel, MaskModel
 from retrieval import RetrievalModel
 from tensor_files import checkpoint_in, read_tensors

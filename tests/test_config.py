@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import Config, UserError, atomic_path, choose_device, load_config
+from lib import Config, UserError, atomic_path, load_config
+from processes import choose_device
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "_args").rglob("*.json"))

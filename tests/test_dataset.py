@@ -14,7 +14,8 @@ from conftest import write_corpus
 
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
 from frames import STD, Transform, decode_frame, jpeg_sides, normalise, random_frames, read_clip
-from lib import Config, UserError, World
+from lib import Config, UserError
+from processes import World
 from tsv import BadRow, Tsv, lineidx_path
 
 

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 import main_pretrain_yaml
+from bert import bert_config, read_bert
 from checkpoint import load_checkpoint
 from dataset import Tokens
 from lib import Config, UserError
-from model import PretrainModel, bert_config, read_bert
+from model import PretrainModel
 from mvm_targets import TARGETS
 from teachers import DptTeacher
 

@@ -18,10 +18,11 @@ from torch.distributed import HashStore
 from torch.distributed.tensor import DTensor
 
 from agent import Agent, compile_encoders
-from lib import Config, Mean, UserError, World, distributed, log, meet
+from lib import Config, Mean, UserError, log
 from masking import mask_batch
 from model import Output, PretrainModel, Violet
 from parallel import choose_parallel, choose_precision, joined, report
+from processes import World, distributed, meet
 from qa import ChoiceModel
 from resume import load_model, load_optimizer, optimizer_state, whole
 from retrieval import RetrievalModel

@@ -12,7 +12,6 @@ from einops import rearrange
 from seeded import fill, seeded_tensor
 from transformers import BertConfig
 
-from agent import MIN_LR, parameter_groups, warmup_linear
 from frames import STD, Transform, decode_frame, even_frames, every_clip, normalise
 from fusion import take, visible
 from hog import hog_picture
@@ -20,6 +19,7 @@ from model import PretrainModel
 from mvm_targets import make_targets
 from qa import ChoiceModel, MaskModel
 from retrieval import RetrievalModel
+from schedule import MIN_LR, parameter_groups, warmup_linear
 from scoring import PairScorer, all_pairs
 from video_swin import Size, VideoSwin
 

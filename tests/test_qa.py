@@ -17,9 +17,10 @@ import main_qamc_tsv_mlm_gen_ans_idx
 import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 from agent import Agent
-from lib import Config, Mean, UserError, World
+from lib import Config, Mean, UserError
 from metrics import accuracy, interval
 from model import Output, PretrainModel
+from processes import World
 from qa import TASKS, ChoiceModel, MaskModel
 from questions import without_padding
 

@@ -11,7 +11,8 @@ from conftest import write_videos
 
 from dataset import Batches, Loader, Mixture, Tokens
 from frames import Transform
-from lib import Config, UserError, World
+from lib import Config, UserError
+from processes import World
 from question_kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber, fit
 from questions import Annotation, question_loaders, some_videos
 from tsv import BadRow, Videos, find_ids, id2lineidx_path

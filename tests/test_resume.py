@@ -23,8 +23,9 @@ import resume
 import runs
 from agent import Agent
 from dataset import Batches, Loader, Mixture
-from lib import Config, Mean, UserError, World, distributed, log
+from lib import Config, Mean, UserError, log
 from model import Output
+from processes import World, distributed
 from runs import BEFORE, FINISHED, STATE, hold, open_run
 from signals import Stop, ignored
 

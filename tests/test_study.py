@@ -21,7 +21,8 @@ from demo_world import choose_scenes, load_scenes, render, visible_masks
 from agent import to_device
 from dataset import Tokens, pretrain_loader
 from frames import MEAN, STD
-from lib import Config, UserError, World
+from lib import Config, UserError
+from processes import World
 from teachers import make_teachers
 
 SIZE = study_teachers.SIZE
