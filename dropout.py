@@ -40,7 +40,7 @@ class AddDropped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, p: float) -> Tensor:
-        """What is kept of `x` is divided by 1 - p."""
+        """Keeps the mask alone."""
         kept = keep_mask(x.shape, p, x.device)
         ctx.save_for_backward(kept)
         ctx.p, ctx.dtypes = p, (residual.dtype, x.dtype)
