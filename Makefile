@@ -11,7 +11,7 @@ READY := .venv/.ready
 .PHONY: demo test lint bench study
 
 demo: $(READY)
-	.venv/bin/python _tools/run_demo.py
+	.venv/bin/python -m demo.run
 
 test: $(READY)
 	.venv/bin/python -m pytest
@@ -22,10 +22,10 @@ lint: $(READY)
 	.venv/bin/mypy
 
 bench: $(READY)
-	.venv/bin/python bench/results.py
+	.venv/bin/python -m bench.results
 
 study: $(READY)
-	.venv/bin/python _tools/study.py
+	.venv/bin/python -m study.run
 
 $(READY): requirements.txt requirements-dev.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -18,11 +18,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dataset import Loader
-from frames import normalise
-from lib import Config, Mean, UserError, log
-from memory import peak_memory
-from model import Batch, Output
-from parallel import (
+from engine.memory import peak_memory
+from engine.parallel import (
     AMP,
     choose_parallel,
     choose_precision,
@@ -33,10 +30,10 @@ from parallel import (
     report,
     wrap,
 )
-from processes import World
-from profiling import Profile
-from recorder import Averages, Recorder, stack
-from resume import (
+from engine.processes import World
+from engine.profiling import Profile
+from engine.recorder import Averages, Recorder, stack
+from engine.resume import (
     Saver,
     load_model,
     load_optimizer,
@@ -47,9 +44,12 @@ from resume import (
     whole,
     write_tensors,
 )
-from runs import BEFORE, FINISHED, STATE, open_run
-from schedule import MIN_LR, parameter_groups, warmup_linear
-from signals import Stop, obeyed
+from engine.runs import BEFORE, FINISHED, STATE, open_run
+from engine.schedule import MIN_LR, parameter_groups, warmup_linear
+from engine.signals import Stop, obeyed
+from lib import Config, Mean, UserError, log
+from media.frames import normalise
+from model import Batch, Output
 
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
-from frames import Transform, read_clip
+from engine.memory import give_back_freed_memory
+from engine.processes import World
+from engine.signals import ignored
 from lib import Config, UserError, log
 from masking import SpecialTokens
-from memory import give_back_freed_memory
-from processes import World
-from signals import ignored
-from tsv import BadRow, Tsv
+from media.frames import Transform, read_clip
+from media.tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from captions import Gallery, read_gallery
 from dataset import Tokens
-from evaluation import rank_rows, score_gallery, write_results
+from engine.processes import World, distributed
+from engine.runs import make_run_folder
 from lib import Config, UserError, load_config, log, warn_of_unread
-from needs import check_needs
-from pages import report, write_page
-from processes import World, distributed
-from ranking import figures
-from retrieval import UNREAD, RetrievalModel
-from runs import make_run_folder
+from tasks.retrieval.captions import Gallery, read_gallery
+from tasks.retrieval.evaluation import rank_rows, score_gallery, write_results
+from tasks.retrieval.model import UNREAD, RetrievalModel
+from tasks.retrieval.pages import report, write_page
+from tasks.retrieval.ranking import figures
+from weights.needs import check_needs
 
 
 def write(config: Config, folder: Path, gallery: Gallery, scores: np.ndarray) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Generator
 
 from agent import Agent
-from checkpoint import load_checkpoint
 from dataset import Tokens, pretrain_loader
+from engine.processes import distributed
 from lib import Config, UserError, load_config, warn_of_unread
 from masking import mask_batch
 from model import Batch, Output, PretrainModel
-from needs import check_needs
-from processes import distributed
+from weights.checkpoint import load_checkpoint
+from weights.needs import check_needs
 
 # keys of the other tasks' configs, which mean nothing here
 UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable_prompt")

@@ -14,12 +14,12 @@ In under a minute on a laptop, on data of your own and an encoder that knows not
 """
 
 from dataset import Tokens
+from engine.processes import distributed
 from lib import load_config, warn_of_unread
-from needs import check_needs
-from processes import distributed
-from qa import UNREAD, MaskModel, run
-from question_kinds import FillInTheBlank
-from questions import question_loaders
+from tasks.qa.kinds import FillInTheBlank
+from tasks.qa.model import UNREAD, MaskModel, run
+from tasks.qa.questions import question_loaders
+from weights.needs import check_needs
 
 
 def main() -> None:

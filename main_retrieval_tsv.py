@@ -13,12 +13,12 @@ encoder that knows nothing:
 import functools
 
 from agent import Agent
-from captions import accuracy, describe, pair_loaders
 from dataset import Tokens
+from engine.processes import distributed
 from lib import load_config, warn_of_unread
-from needs import check_needs
-from processes import distributed
-from retrieval import UNREAD, RetrievalModel
+from tasks.retrieval.captions import accuracy, describe, pair_loaders
+from tasks.retrieval.model import UNREAD, RetrievalModel
+from weights.needs import check_needs
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from bert import bert_config, read_bert
-from checkpoint import load_checkpoint
-from fusion import FusionEncoder, initialise_bert, put, visible
+from layers.fusion import FusionEncoder, initialise_bert, put, visible
 from lib import Config, Mean, UserError, log
 from mvm_targets import make_targets, name_heads
-from teachers import Teacher, make_teachers
+from teachers.base import Teacher, make_teachers
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
+from weights.bert import bert_config, read_bert
+from weights.checkpoint import load_checkpoint
 
 Batch = dict[str, Any]
 MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in checkpoints

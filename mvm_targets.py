@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hog import hog_picture
 from lib import Mean, UserError
-from teachers import Teacher
+from teachers.base import Teacher
+from teachers.hog import hog_picture
 
 TARGETS: dict[str, type["Target"]] = {}
 

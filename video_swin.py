@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from attention import attention
-from checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
-from feed_forward import gelu_linear
+from layers.attention import attention
+from layers.feed_forward import gelu_linear
 from lib import UserError
-from tensor_files import read_tensors
+from weights.checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
+from weights.tensor_files import read_tensors
 
 Dims = tuple[int, int, int]  # time, height, width
 

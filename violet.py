@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint import Report, load_checkpoint
 from dataset import Tokens
-from decoding import IMAGES
-from frames import Linked, Transform, even_frames, normalise
+from engine.processes import choose_device
 from lib import KEYS, Config, UserError, load_config
+from media.decoding import IMAGES
+from media.frames import Linked, Transform, even_frames, normalise
+from media.tsv import BadRow
 from model import encoder_arguments, matching_head
-from processes import choose_device
-from qa import MaskModel
-from question_kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
-from questions import Text
-from tensor_files import checkpoint_in, read_tensors
-from tsv import BadRow
+from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
+from tasks.qa.model import MaskModel
+from tasks.qa.questions import Text
+from weights.checkpoint import Report, load_checkpoint
+from weights.tensor_files import checkpoint_in, read_tensors
 
 Video = str | Path | Tensor
 BEST = 5  # answers that are given

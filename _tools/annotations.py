@@ -10,7 +10,6 @@ NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,12 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-import public_captions as captions
-import public_questions as questions
-from public_files import Item, Public
-
+import root  # noqa: F401
+from _tools.convert import captions as captions
+from _tools.convert import questions as questions
+from _tools.convert.files import Item, Public
 from lib import UserError, atomic_path, lookup
-from tsv import Tsv, read_id2lineidx, write_lineidx
+from media.tsv import Tsv, read_id2lineidx, write_lineidx
 
 SPLITS = ("train", "val", "test")
 LISTED = 10  # missing videos that are printed

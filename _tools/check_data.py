@@ -21,9 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from checks import Report, Sample, check_downstream, check_pretrain
-
+import root  # noqa: F401
+from _tools.convert.checks import Report, Sample, check_downstream, check_pretrain
 from dataset import Tokens
 from lib import Config, UserError, atomic_path, load_config, log
 

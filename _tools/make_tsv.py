@@ -35,9 +35,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from clips import Item, Row, Sampling, make_row
-from sources import read_items
 from tqdm import tqdm
+
+import root  # noqa: F401
+from _tools.convert.clips import Item, Row, Sampling, make_row
+from _tools.convert.sources import read_items
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
 TIMEOUT = 600.0  # seconds that an item may take
@@ -278,7 +280,7 @@ def caption_texts(part: Path, made: Iterable[tuple[Item, Done]], layout: Layout)
 
 def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
     """Write the .lineidx of each TSV, and the index by id of the frames that go with questions."""
-    from tsv import find_ids, id2lineidx_path, write_lineidx  # imports torch: not for those that decode
+    from media.tsv import find_ids, id2lineidx_path, write_lineidx  # imports torch: not for those that decode
 
     for shard in shards:
         rows = part / layout.rows(shard)

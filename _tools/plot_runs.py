@@ -8,12 +8,11 @@ What is not chosen by `--figures` is what the first run logs, but for its clock;
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import root  # noqa: F401
 from lib import UserError
 
 CLOCK = ("step", "epoch", "samples_per_second", "data_wait", "memory_gib", "teacher_seconds")

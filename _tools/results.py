@@ -11,11 +11,10 @@ has.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
+import root  # noqa: F401
 from lib import UserError, atomic_path
 
 BEST = Path(__file__).resolve().parents[1] / "_args" / "_best"

@@ -29,20 +29,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from clips import Item, Sampling, read_video
-from sources import KINDS
-
+import root  # noqa: F401
+from _tools.convert.clips import Item, Sampling, read_video
+from _tools.convert.sources import KINDS
 from dataset import Tokens
-from evaluation import encode_texts, token_rows
-from frames import Frames, Stored, Transform, even_frames, normalise, row_frames
+from engine.processes import choose_device
 from lib import Config, UserError, atomic_path, load_config
-from pages import SCRIPT, article, figure, player, strip, write_page
-from processes import choose_device
-from retrieval import RetrievalModel
-from scoring import PairScorer, all_pairs, pairs_at_once
-from tensor_files import checkpoint_in
-from tsv import BadRow, Videos
+from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
+from media.tsv import BadRow, Videos
+from tasks.retrieval.evaluation import encode_texts, token_rows
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.pages import SCRIPT, article, figure, player, strip, write_page
+from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
+from weights.tensor_files import checkpoint_in
 
 DECIDES = ("size_img", "size_frame", "img_transform")  # of features
 THUMBNAIL = Sampling(frames=1, size=400, keep_damaged=True)

@@ -14,7 +14,6 @@ a laptop, after `make demo`:
 import argparse
 import dataclasses
 import math
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,19 +24,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from clips import Item, Sampling, read_video
-
+import root  # noqa: F401
+from _tools.convert.clips import Item, Sampling, read_video
 from agent import seeded, to_device
-from checkpoint import load_checkpoint
 from dataset import PretrainCorpus, Tokens
-from frames import Transform, decode_frame
+from engine.processes import choose_device
 from lib import Config, UserError, atomic_path, load_config
 from masking import mask_batch
+from media.frames import Transform, decode_frame
 from model import PretrainModel
-from processes import choose_device
-from teachers import to_pixels
-from tensor_files import checkpoint_in
+from teachers.base import to_pixels
+from weights.checkpoint import load_checkpoint
+from weights.tensor_files import checkpoint_in
 
 Pair = tuple[Tensor, Tensor]  # what the model makes of the hidden patches within the truth, and the truth
 Colours = tuple[np.ndarray, np.ndarray]  # the same as pictures (B, S, H, W, 3) in [0, 1]

@@ -16,24 +16,22 @@ import argparse
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, equal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the root's modules, from any folder
-from download import Wanted, fetch, sha256_of
-
-from checkpoint import is_ignored
-from dalle import load_dalle
+import root  # noqa: F401
+from _tools.convert.download import Wanted, fetch, sha256_of
+from engine.resume import damage, write_tensors
 from lib import Config, UserError, atomic_path, load_config, lookup
-from needs import lacking
-from published import ABLATION, PUBLISHED, Published, published
-from resume import damage, write_tensors
-from tensor_files import checkpoint_in, read_tensors
+from teachers.dalle_encoder import load_dalle
 from violet import load
+from weights.checkpoint import is_ignored
+from weights.needs import lacking
+from weights.published import ABLATION, PUBLISHED, Published, published
+from weights.tensor_files import checkpoint_in, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
@@ -183,7 +181,7 @@ def own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def copy_sizes(bert: str, folder: Path) -> None:
     """A BERT's config.json, without its weights: a checkpoint holds those."""
-    from bert import bert_config
+    from weights.bert import bert_config
 
     folder.mkdir(parents=True, exist_ok=True)
     if Path(bert).is_dir():

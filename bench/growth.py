@@ -1,6 +1,6 @@
 """How cost grows: a plot, bench/growth.png, and a table of fitted exponents, bench/GROWTH.md.
 
-    python bench/growth.py
+    python -m bench.growth
 
 Counted: FLOPs of a training step's passes at published size (Swin-B, BERT-base; on torch's meta device,
 which computes nothing). Measured: seconds of a training step at demo size, on a machine without other jobs;
@@ -17,18 +17,18 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from measure import ROOT, flops, seconds
 from torch import nn
-from train_step import make_batch
 from transformers import BertConfig
 
+from bench.measure import ROOT, flops, seconds
+from bench.train_step import make_batch
+from engine.memory import prepare_memory
+from engine.parallel import wrap
+from engine.processes import distributed
 from lib import Config
-from memory import prepare_memory
 from model import PretrainModel
-from parallel import wrap
-from processes import distributed
-from retrieval import RetrievalModel
-from scoring import PairScorer, all_pairs
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.scoring import PairScorer, all_pairs
 from video_swin import SIZES
 
 BASE = {"batch": 4, "frames": 4, "pixels": 224, "text": 32}
@@ -88,7 +88,7 @@ def measured(**shape: int) -> float:
 def together(processes: int) -> float:
     """Seconds of a step at demo size of processes that exchange gradients, each with its batch."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *launcher, __file__, "--worker"]
+    command = [sys.executable, *launcher, "-m", "bench.growth", "--worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(done.stdout.splitlines()[-1])
@@ -143,7 +143,7 @@ def main() -> None:
     found = curves()
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), layout="constrained")
-    lines = ["# Growth, by `python bench/growth.py`", "", "![](growth.png)", ""]
+    lines = ["# Growth, by `python -m bench.growth`", "", "![](growth.png)", ""]
     lines += ["| what grows | from, to | cost | from, to | exponent |", "| --- | --- | --- | --- | --- |"]
     for (name, way), (x, cost) in found.items():
         power = exponent(x, cost)

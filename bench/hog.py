@@ -1,24 +1,21 @@
 """HOG pictures per second, ours and scikit-image's, on the same frames.
 
-    python bench/hog.py
+    python -m bench.hog
 
 scikit-image takes one frame at a time on one core, which is how data loaders run it.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from skimage.feature import hog
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hog import hog_picture
-from processes import choose_device
+from engine.processes import choose_device
+from teachers.hog import hog_picture
 
 
 def best_time(work: Callable[[], Any], repeats: int) -> float:

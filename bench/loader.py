@@ -1,6 +1,6 @@
 """Samples per second of rows that hold frames and of rows that name files, of the same clips.
 
-    python bench/loader.py videos.csv
+    python -m bench.loader videos.csv
 
 The CSV is one that make_tsv.py takes, of `video` and `caption`. Beside them: reading the stored rows' bytes
 alone, and decoding every frame of every file once, which is what one sample costs without seeking.
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import clock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from decoding import read_frames
-from frames import Transform, read_clip, row_frames
-from tsv import Tsv
+from bench.measure import clock
+from media.decoding import read_frames
+from media.frames import Transform, read_clip, row_frames
+from media.tsv import Tsv
 
 TOOL = Path(__file__).resolve().parents[1] / "_tools" / "make_tsv.py"
 

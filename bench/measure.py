@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 Work = Callable[[], Any]
 
 
@@ -65,9 +64,9 @@ def flops(work: Work) -> int:
 
 
 def fresh(program: str, arguments: Sequence[str], limit: float = 3600) -> dict[str, Any]:
-    """Run a program here in a process of its own; the JSON object that is the last line it prints."""
-    command = [sys.executable, str(Path(__file__).parent / program), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    """Run a module here in a process of its own; the JSON object that is the last line it prints."""
+    command = [sys.executable, "-m", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """Measure everything and write bench/RESULTS.md; `make bench` runs this.
 
-    python bench/results.py
-    python bench/results.py --case step_demo --amp bf16
+    python -m bench.results
+    python -m bench.results --case step_demo --amp bf16
 
 Each measurement is a process of its own, since its peak memory is that of the process; `--case` makes one of
 them here. Random weights and inputs, so nothing is downloaded.
@@ -24,23 +24,23 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from measure import ROOT, bandwidth, flops, fresh, matrix_rate, rival_seconds, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_step import make_batch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from frames import Transform, normalise, read_clip
-from hog import hog_picture
+from bench.measure import ROOT, bandwidth, flops, fresh, matrix_rate, rival_seconds, seconds
+from bench.train_step import make_batch
+from engine.memory import peak_memory, prepare_memory
+from engine.parallel import AMP
+from engine.processes import choose_device
 from lib import Config
-from memory import peak_memory, prepare_memory
+from media.frames import Transform, normalise, read_clip
 from model import PretrainModel
 from mvm_targets import TARGETS, make_targets
-from parallel import AMP
-from processes import choose_device
-from retrieval import RetrievalModel
-from scoring import PairScorer, all_pairs, pairs_at_once
-from teachers import make_teachers
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
+from teachers.base import make_teachers
+from teachers.hog import hog_picture
 from video_swin import SIZES, VideoSwin
 
 Row = dict[str, Any]
@@ -348,7 +348,9 @@ def head(device: torch.device) -> list[str]:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    rates = fresh("results.py", ["--ceilings"])  # what this process has used counts as used by its children
+    rates = fresh(
+        "bench.results", ["--ceilings"]
+    )  # what this process has used counts as used by its children
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return [
         "# Measured by `make bench`",
@@ -380,7 +382,7 @@ def main() -> None:
         return
     lines = head(choose_device("auto"))
     for name, amp in runs():
-        lines.append(line(name, amp, fresh("results.py", ["--case", name, "--amp", amp])))
+        lines.append(line(name, amp, fresh("bench.results", ["--case", name, "--amp", amp])))
         print(lines[-1], file=sys.stderr, flush=True)
     (ROOT / "bench" / "RESULTS.md").write_text("\n".join(lines) + "\n")
 

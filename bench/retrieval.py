@@ -1,7 +1,7 @@
 """Pairs per second of the retrieval evaluation beside a plain pass, and its memory.
 
-    python bench/retrieval.py
-    python bench/retrieval.py --memory
+    python -m bench.retrieval
+    python -m bench.retrieval --memory
 
 Published size: 5 frames of 224 px, texts of 25 tokens, BERT-base. The plain pass is transformers' BERT
 encoder with its default attention over materialised pairs, in float32, and in bf16 too. Ours scores all
@@ -19,19 +19,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from measure import matrix_rate
-
-from memory import peak_memory
-from processes import choose_device
-from retrieval import RetrievalModel
-from scoring import PairScorer, all_pairs, pairs_at_once
+from bench.measure import matrix_rate
+from engine.memory import peak_memory
+from engine.processes import choose_device
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from video_swin import SIZES
 
 FRAMES, PATCHES, WORDS = 5, 49, 25
@@ -122,7 +119,7 @@ def main() -> None:
         memory(options.size)
     elif options.memory:
         for size in (100, 1000):
-            subprocess.run([sys.executable, __file__, "--size", str(size)], check=True)
+            subprocess.run([sys.executable, "-m", "bench.retrieval", "--size", str(size)], check=True)
     else:
         clock = time.process_time if options.cpu_time else time.perf_counter
         speed(options.texts, options.rounds, choose_device(options.device), clock)

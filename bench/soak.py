@@ -1,7 +1,7 @@
 """Kill a run again and again, in steps, saves and evaluations, and compare it with one that was left alone.
 
-    python bench/soak.py
-    python bench/soak.py --processes 2 --kills 20
+    python -m bench.soak
+    python -m bench.soak --processes 2 --kills 20
 
 A tiny pre-training on a corpus of the tests, `--resume auto` after every SIGKILL. Prints how often which
 moment was hit, and the largest difference of any logged loss, score or evaluation figure: 0 on one process.
@@ -21,13 +21,11 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkProcess as Process
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from conftest import WORDS, tiny_bert, write_corpus
 from tqdm import tqdm
 from transformers import BertTokenizerFast
 
 import main_pretrain_yaml
+from tests.conftest import WORDS, tiny_bert, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "data_wait", "memory_gib", "teacher_seconds")

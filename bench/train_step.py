@@ -1,7 +1,7 @@
 """One pre-training step at published size: seconds, share of the machine's matrix rate, peak memory.
 
-    python bench/train_step.py
-    python bench/train_step.py --use_checkpoint --amp bf16
+    python -m bench.train_step
+    python -m bench.train_step --use_checkpoint --amp bf16
 
 Each run is a process of its own, since its peak memory is that of the process. Swin-B, BERT-base, batch 4,
 4 frames of 224 px, 32 tokens, target pixel; random weights and inputs, so nothing is downloaded.
@@ -12,15 +12,15 @@ import time
 from typing import Any
 
 import torch
-from measure import flops, matrix_rate
 from transformers import BertConfig
 
 from agent import seeded
+from bench.measure import flops, matrix_rate
+from engine.memory import peak_memory, prepare_memory
+from engine.parallel import AMP
+from engine.processes import choose_device
 from masking import SpecialTokens, mask_batch
-from memory import peak_memory, prepare_memory
 from model import PretrainModel
-from parallel import AMP
-from processes import choose_device
 from video_swin import SIZES
 
 

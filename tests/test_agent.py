@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import SWIN, tiny_bert
 from torch import nn
 
 from agent import Agent, Averages, seeded, to_device
+from engine.processes import World, distributed
+from engine.runs import make_run_folder
+from engine.schedule import parameter_groups
 from lib import Config, Mean, UserError
 from main_pretrain_yaml import main
 from masking import SpecialTokens, mask_batch
 from model import Output, PretrainModel
-from processes import World, distributed
-from runs import make_run_folder
-from schedule import parameter_groups
+from tests.conftest import SWIN, tiny_bert
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -36,7 +36,7 @@ def run(monkeypatch, arguments: list[str]) -> Path:
     monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
     before = set(out.glob("*"))
-    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: f"{len(before)}")
+    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
     main()
     (folder,) = set(out.glob("*")) - before
     return folder
@@ -149,7 +149,7 @@ def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     stamps = iter(["1", "1", "2"])
-    monkeypatch.setattr("runs.time.strftime", lambda layout, *_: next(stamps))
+    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: next(stamps))
     folders = [make_run_folder(tiny_config(tmp_path), World(torch.device("cpu"))) for _ in range(2)]
     assert [folder.name for folder in folders] == ["_tiny_1", "_tiny_2"]
 
@@ -380,7 +380,7 @@ def test_freed_memory_is_kept_and_given_back_unless_the_user_has_set_glibc(own):
     """MiB that the process holds after 256 were used and freed, and after they were given back."""
     program = """
 import torch
-from memory import give_back_freed_memory, keep_freed_memory
+from engine.memory import give_back_freed_memory, keep_freed_memory
 keep_freed_memory()
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.processes import choose_device
 from lib import Config, UserError, atomic_path, load_config
-from processes import choose_device
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "_args").rglob("*.json"))

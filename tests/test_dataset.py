@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_corpus
 
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
-from frames import STD, Transform, decode_frame, jpeg_sides, normalise, random_frames, read_clip
+from engine.processes import World
 from lib import Config, UserError
-from processes import World
-from tsv import BadRow, Tsv, lineidx_path
+from media.frames import STD, Transform, decode_frame, jpeg_sides, normalise, random_frames, read_clip
+from media.tsv import BadRow, Tsv, lineidx_path
+from tests.conftest import write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def test_wrong_indices_are_noticed(tmp_path):
 def test_index_of_a_folder_that_cannot_be_written_is_built_in_memory(tmp_path, monkeypatch):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"one\ntwo\n")
-    monkeypatch.setattr("tsv.atomic_path", lambda _: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(
+        "media.tsv.atomic_path", lambda _: (_ for _ in ()).throw(PermissionError("read-only"))
+    )
     assert len(Tsv(path)) == 2
 
 

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 import main_pretrain_yaml
-from bert import bert_config, read_bert
-from checkpoint import load_checkpoint
 from dataset import Tokens
 from lib import Config, UserError
 from model import PretrainModel
 from mvm_targets import TARGETS
-from teachers import DptTeacher
+from teachers.base import DptTeacher
+from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
+from weights.bert import bert_config, read_bert
+from weights.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import Noise, noise_teachers
 
-from hog import hog_picture
 from lib import UserError
 from mvm_targets import make_targets
+from teachers.hog import hog_picture
+from tests.conftest import Noise, noise_teachers
 
 
 def test_pixel_loss_is_the_published_normalisation():

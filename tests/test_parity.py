@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from seeded import fill, seeded_tensor
 from transformers import BertConfig
 
-from frames import STD, Transform, decode_frame, even_frames, every_clip, normalise
-from fusion import take, visible
-from hog import hog_picture
+from engine.schedule import MIN_LR, parameter_groups, warmup_linear
+from layers.fusion import take, visible
+from media.frames import STD, Transform, decode_frame, even_frames, every_clip, normalise
 from model import PretrainModel
 from mvm_targets import make_targets
-from qa import ChoiceModel, MaskModel
-from retrieval import RetrievalModel
-from schedule import MIN_LR, parameter_groups, warmup_linear
-from scoring import PairScorer, all_pairs
+from tasks.qa.model import ChoiceModel, MaskModel
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.scoring import PairScorer, all_pairs
+from teachers.hog import hog_picture
+from tests.seeded import fill, seeded_tensor
 from video_swin import Size, VideoSwin
 
 PATH = Path(os.environ.get("PARITY_NPZ", Path(__file__).parent / "fixtures" / "original.npz"))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, tiny_bert, write_corpus
-from test_agent import free_port
-from test_resume import values
 from transformers import BertTokenizerFast
 
+from engine.runs import FINISHED, STATE
 from lib import load_config
-from runs import FINISHED, STATE
+from tests.conftest import WORDS, tiny_bert, write_corpus
+from tests.engine.test_resume import values
+from tests.test_agent import free_port
 from video_swin import SIZES, VideoSwin
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import write_videos
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "_tools"))
-import results
-import weights
 
 import eval_retrieval_tsv
 import main_pretrain_yaml
@@ -23,19 +18,22 @@ import main_qamc_tsv_mlm_gen_ans_idx
 import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
+import results
 import violet
+import weights
 from dataset import Tokens
-from frames import Transform, normalise
 from lib import Config, UserError
+from media.frames import Transform, normalise
+from media.tsv import Videos
 from model import PretrainModel, encoder_arguments
-from needs import cached, lacking, offered
-from published import PUBLISHED
-from qa import ChoiceModel, MaskModel
-from question_kinds import FillInTheBlank, OpenEnded, OptionNumber
-from questions import Annotation
-from retrieval import RetrievalModel
-from tensor_files import read_tensors
-from tsv import Videos
+from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber
+from tasks.qa.model import ChoiceModel, MaskModel
+from tasks.qa.questions import Annotation
+from tasks.retrieval.model import RetrievalModel
+from tests.conftest import write_videos
+from weights.needs import cached, lacking, offered
+from weights.published import PUBLISHED
+from weights.tensor_files import read_tensors
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,0 +1,1 @@
+"""The generated world of `make demo`, its run and its report."""

@@ -1,0 +1,131 @@
+"""What the demo's figures are worth: those of who does not look at the video, and tables of both.
+
+    python -m demo.scores _snapshot/demo/pretraining/_pretrain_TIME
+
+writes chance.json into a pre-training run's folder: each figure of its evaluations, for who does not look.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent import seeded, to_device
+from dataset import Tokens, pretrain_loader
+from engine.processes import World
+from lib import Config, atomic_path, load_config
+from masking import mask_batch
+from mvm_targets import make_targets
+from teachers.base import make_teachers
+
+Question = dict[str, Any]
+
+
+@torch.inference_mode()
+def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, float]:
+    """Loss of each MVM target if every hidden patch is given one constant colour, the best there is."""
+    batches = []
+    for number, batch in enumerate(loader.epoch(0)):
+        batch, generator = to_device(batch, torch.device("cpu")), seeded(config.seed, number)
+        batches.append(
+            mask_batch(
+                batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, generator
+            )
+        )
+    losses = {}
+    for name, target in make_targets(config.mvm_target, 1, teachers=make_teachers(config)).items():
+        hidden = [target.hidden_truth(batch["img"], batch["mvm_mask"])[0] for batch in batches]
+        colour = torch.cat(hidden).movedim(1, 0).flatten(1).median(dim=1).values
+        total = count = 0.0
+        for patches in hidden:
+            mean = target.error(colour[:, None, None].expand_as(patches), patches)
+            total, count = total + float(mean.total), count + float(mean.count)
+        losses[name] = total / count
+    return losses
+
+
+def pretraining_chances(config: Config, folder: Path) -> dict[str, float]:
+    """Accuracies and losses of an evaluation of pre-training, for who does not look."""
+    tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+    loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=False)
+    rows = [json.loads(line) for line in (folder / "predictions_0.jsonl").read_text().splitlines()]
+    words = Counter(word for row in rows for word in row["hidden"])
+    frequent = words.most_common(1)[0][1] / words.total()
+    constant = {f"mvm_{name}": loss for name, loss in constant_losses(config, loader, tokens).items()}
+    return {"mlm_acc": frequent, "vtm_acc": 1 / min(config.size_batch, 4), **constant}
+
+
+def pretraining_table(before: dict[str, float], after: dict[str, float], chance: dict[str, float]) -> str:
+    """A line per figure: before and after pre-training, and chance."""
+    names = {
+        "mlm_acc": ("MLM: hidden words named", "the most frequent word"),
+        "vtm_acc": ("VTM: own text among 4", "one in 4"),
+    }
+    lines = [f"{'':28}{'before':>9}{'after':>9}{'chance':>9}"]
+    for key, value in chance.items():
+        label, by = names.get(key, (f"MVM: {key.removeprefix('mvm_')} loss", "the best constant"))
+        form = ".1%" if key.endswith("acc") else ".4f"
+        lines.append(f"{label:28}{before[key]:9{form}}{after[key]:9{form}}{value:9{form}}  ({by})")
+    return "\n".join(lines)
+
+
+def question_chances(path: Path) -> dict[str, float]:
+    """Accuracy on test of who knows the training answers of a `txt_TASK.json`, but sees no video.
+
+    `chance`: any answer there is; `frequent`: the most frequent one; `frequent_by_type`: that of questions
+    of the same type, for who reads the question.
+    """
+    content = json.loads(path.read_text())
+    train, test = content["train"], content["test"]
+    options = sum(key.startswith("option_") for key in test[0])
+    kinds = {question.get("type") for question in train}
+    by_type = {kind: most_frequent(q for q in train if q.get("type") == kind) for kind in kinds}
+    frequent = most_frequent(train)
+    return {
+        "chance": 1 / (options or len(content["ans2label"])),
+        "frequent": share(q["answer"] == frequent for q in test),
+        "frequent_by_type": share(
+            question["answer"] == by_type.get(question.get("type")) for question in test
+        ),
+    }
+
+
+def most_frequent(questions: Any) -> int:
+    """The answer of most of them."""
+    return Counter(question["answer"] for question in questions).most_common(1)[0][0]
+
+
+def share(values: Any) -> float:
+    """Of True among them."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def task_table(rows: dict[str, dict[str, float]]) -> str:
+    """A line per task; the columns are those of the first row."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"{'':28}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
+    for label, figures in rows.items():
+        cells = (f"{figures[name]:18.1%}" if name in figures else f"{'':18}" for name in columns)
+        lines.append(f"{label:28}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write chance.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "run", type=Path, help="folder of a pre-training run that evaluated before it trained"
+    )
+    folder = parser.parse_args(arguments).run
+    chance = pretraining_chances(load_config("pretrain", ["--config", str(folder / "args.json")]), folder)
+    with atomic_path(folder / "chance.json") as temporary:
+        temporary.write_text(json.dumps(chance, indent=1) + "\n")
+    print(folder / "chance.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Processes, parallelism, optimiser, training state, run folder, recorder."""

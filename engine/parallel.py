@@ -1,0 +1,135 @@
+"""How processes share a training: gradients (DDP), optimiser (ZeRO-1), parameters (FSDP2); precision."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+
+from engine.processes import World
+from layers.fusion import FusionLayer
+from lib import Config, UserError, log
+from video_swin import Block
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(config: Config, device: torch.device) -> str:
+    """`amp`, or with `deepspeed` half precision where `amp` says nothing; a key of `AMP`, or off."""
+    if not config.deepspeed or config.amp != "off":
+        return config.amp
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp16"
+
+
+def choose_parallel(config: Config, world: World) -> str:
+    """`parallel`, or with `deepspeed` zero1 where it says nothing; of a single process, none."""
+    kind: str = "zero1" if config.deepspeed and config.parallel == "ddp" else config.parallel
+    if world.size == 1:
+        return "none"
+    if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
+        raise UserError(
+            "parallel fsdp with fp16: the loss scale is not agreed on by shards; set amp to bf16."
+        )
+    if kind == "fsdp" and config.compile:
+        raise UserError("parallel fsdp with compile: parameters come and go inside; set compile to false.")
+    return kind
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether it is an x86 processor without instructions for products of bf16."""
+    has = torch.cpu.get_capabilities()
+    known = device.type == "cpu" and has.get("architecture") == "x86_64"
+    return known and not (has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
+    """The module to call in training, which exchanges gradients in the backward pass.
+
+    With fsdp `model` itself is changed: its parameters become shards of those of the main process.
+    """
+    if kind == "none":
+        return model
+    if kind == "fsdp":
+        return shard(model, world)
+    # static_graph finds the tensors of an output in tuples and dicts alone: given a dataclass, as a model's
+    # `Output` is, it exchanges no gradients, and says nothing
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model: nn.Module, world: World) -> nn.Module:
+    """FSDP2: each layer's parameters are joined when it is computed and nowhere else."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for module in model.modules():
+        if isinstance(module, Block | FusionLayer):
+            fully_shard(module, mesh=mesh)
+            if isinstance(module, FusionLayer):
+                register_fsdp_forward_method(module, "attention_map")
+    fully_shard(model, mesh=mesh)
+    if hasattr(model, "attention_received"):
+        register_fsdp_forward_method(model, "attention_received")
+    return model
+
+
+def make_optimizer(groups: list[dict[str, Any]], lr: float, kind: str) -> Optimizer:
+    """The published AdamW; with zero1 each process keeps the state of its share of the parameters."""
+    options: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.98), "fused": True}
+    if kind == "zero1":
+        return ZeroRedundancyOptimizer(groups, optimizer_class=AdamW, **options)
+    return AdamW(groups, **options)
+
+
+@contextlib.contextmanager
+def exchange(wrapped: nn.Module, last: bool) -> Iterator[None]:
+    """Backward passes inside exchange gradients only if they are the `last` of a step."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(wrapped, DistributedDataParallel) and not last:
+        with wrapped.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def joined(model: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all parameters: each may evaluate as many batches as it has."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
+
+
+def clip(model: nn.Module, most: float) -> Tensor:
+    """Clip the gradients of all processes to the norm `most` (0: not at all); returns the norm before."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def report(config: Config, kind: str, precision: str, device: torch.device) -> None:
+    """Say what the published key `deepspeed` comes to here, and where bf16 gains nothing."""
+    if precision == "bf16" and emulates_bf16(device):
+        log.warning("amp bf16: this processor multiplies no bf16 (AVX512-BF16, AMX): float32 is faster.")
+    if config.deepspeed:
+        shared = "ZeRO-1" if kind == "zero1" else "one process, nothing to share" if kind == "none" else kind
+        log.info("deepspeed: precision %s, %s", precision, shared)

@@ -1,0 +1,171 @@
+"""The processes of a run: their devices, what they agree on, their random numbers, their logs."""
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from engine.memory import prepare_memory
+from lib import Config, UserError, log
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place among them."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    nodes: int = 1
+    """machines, each with as many processes as the others"""
+    control: dist.ProcessGroup | None = None
+    """the processes' CPUs, which agree without waiting for their devices; None: the default group"""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the console."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over the processes, on every one of them."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's `item`, in order of rank, on every process."""
+        if self.size == 1:
+            return [item]
+        items = [None] * self.size
+        dist.all_gather_object(items, item, group=self.control)
+        return items
+
+    def most(self, value: int) -> int:
+        """The largest `value` of all processes, on every one of them."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
+        return int(largest)
+
+
+@contextlib.contextmanager
+def distributed(config: Config) -> Iterator[World]:
+    """Join the processes of torchrun or torch.distributed.launch (plain python: a world of one); seed them.
+
+    NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type != "cpu":
+        if not torch.accelerator.is_available():
+            raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
+        torch.accelerator.set_device_index(device.index or 0)
+    prepare_memory(device, spare=config.use_checkpoint)
+    if config.deterministic:
+        be_deterministic()
+    control: Any = None
+    if size > 1:
+        found: dist.Store = next(rendezvous("env://"))[0]
+        store = dist.PrefixStore(meet(dist.PrefixStore("violet", found), rank, size), found)
+        dist.init_process_group(
+            dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=size
+        )
+        control = dist.new_group(backend="gloo") if device.type != "cpu" else None
+    world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
+    start_log(world)
+    seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
+    try:
+        yield world
+    except BaseException as error:
+        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
+        raise
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes of a group agree on, and that no group before them had.
+
+    torchrun starts a group again on the same store: under the old names there still are the addresses of
+    those who died, and processes that read them wait for each other for half an hour.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("group", mine)
+        others = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
+        store.set(f"{mine}/met", " ".join(others))
+        return mine
+    while True:
+        group = store.get("group").decode()  # maybe that of the dead, who have not met this process
+        store.set(f"{group}/{rank}", mine)
+        if store.check([f"{group}/met"]) and mine in store.get(f"{group}/met").decode().split():
+            return group
+        time.sleep(0.02)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, a type or a full device name -> the device of this process."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is unknown: auto, cpu, cuda, cuda:1, mps and so on.") from error
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, local_rank)
+    return device
+
+
+def be_deterministic() -> None:
+    """Have every operation give the same bits each time; one that cannot is an error that names it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix library starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def start_log(world: World, folder: Path | None = None) -> None:
+    """Log to the console (main process: everything; others: warnings) and, per process, to a file.
+
+    What is logged before there is a folder is kept, and the file begins with it.
+    """
+    name = f"[{world.rank}] " if world.size > 1 else ""
+    layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    console.setFormatter(layout)
+    early = [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]
+    rest: logging.Handler = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+    if folder is not None:
+        file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
+        rest = logging.FileHandler(folder / file, delay=True)
+        rest.setFormatter(layout)
+        for handler in early:
+            handler.setTarget(rest)
+            handler.flush()
+    log.handlers, log.propagate = [console, rest], False
+    log.setLevel(logging.DEBUG)

@@ -1,0 +1,291 @@
+"""Where the figures of a run go, and means over the batches of an evaluation."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from engine.processes import World
+from lib import Mean, UserError, atomic_path, log
+from model import Batch, Output
+
+
+def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
+    """Rows of means of the same names -> (rows, names, 2): totals and counts."""
+    return torch.stack([torch.stack([torch.stack([m.total, m.count]) for m in row.values()]) for row in rows])
+
+
+class Board:
+    """TensorBoard's file of a run. What a full disk keeps from it goes to a new one, once there is room."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.folder, self.purge_step = folder, purge_step
+        self.writer: SummaryWriter | None = None
+        self.unsure: list[tuple[int, dict[str, float]]] = []  # given to a writer, maybe not yet on the disk
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Write figures; raises `OSError`, here or at a later call, if they do not fit."""
+        self.unsure.append((step, figures))
+        with self.giving_up():
+            rows = self.unsure[-1:] if self.writer else self.unsure
+            if self.writer is None:
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
+            for at, row in rows:
+                for name, value in row.items():
+                    self.writer.add_scalar(name, value, at)
+
+    def flush(self) -> None:
+        """Have all of it written; raises `OSError` if it does not fit."""
+        if self.writer is not None:
+            with self.giving_up():
+                self.writer.flush()
+            self.unsure.clear()
+
+    def close(self) -> None:
+        """As `flush`, and close the file."""
+        with contextlib.suppress(OSError):  # a full disk has been reported
+            self.flush()
+        if self.writer is not None:
+            self.writer.close()
+
+    @contextlib.contextmanager
+    def giving_up(self) -> Iterator[None]:
+        """A writer that has failed once never writes again: another takes its place."""
+        try:
+            yield
+        except OSError:
+            if self.writer is not None:
+                with contextlib.suppress(OSError):
+                    self.writer.close()
+            self.writer = None
+            self.purge_step = self.unsure[0][0] if self.unsure else None
+            raise
+
+
+class Recorder:
+    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
+
+    Losses stay on the device until they are written, so that a step never waits for one. All of a run's parts
+    read as one run: what was written beyond the state that it goes on from is taken back.
+    """
+
+    files = ("metrics.jsonl", "eval.jsonl")
+
+    def __init__(self, folder: Path, world: World, total: int, logger: str = "") -> None:
+        self.folder, self.world, self.logger = folder, world, logger
+        self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
+        self.board: Board | None = None
+        self.wandb: Any = None
+        self.window: list[dict[str, Mean]] = []
+        self.rates: dict[str, float] = {}
+        self.seen: list[list[dict[str, Any]]] = []  # the samples of each step, of this process
+        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    # -- parts of a run
+
+    def go_on(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
+        """Begin at `step`, with what `state` gave then; empty for a new run. `config` is for the logger."""
+        self.bar.update(step)
+        names, rows = state.get("names", []), state.get("window", [])
+        self.window = [{n: Mean(*pair) for n, pair in zip(names, row, strict=True)} for row in rows]
+        self.window = [
+            {n: Mean(*(t.to(self.world.device) for t in (m.total, m.count))) for n, m in row.items()}
+            for row in self.window
+        ]
+        self.rates, self.seen = dict(state.get("rates", {})), [[] for _ in self.window]
+        if not self.world.is_main:
+            return
+        for file, size in state.get("sizes", {}).items():
+            cut(self.folder / file, size)
+        self.board = Board(self.folder, purge_step=step + 1 if state else None)
+        if self.logger == "wandb":
+            self.wandb = start_wandb(self.folder, config)
+
+    def state(self) -> dict[str, Any]:
+        """What `go_on` needs: the steps not yet written, and how much is."""
+        if self.board is not None:
+            with contextlib.suppress(OSError):  # reported when the next figures come
+                self.board.flush()
+        paths = [self.folder / file for file in self.files]
+        return {
+            "names": list(self.window[0]) if self.window else [],
+            "window": stack(self.window).cpu() if self.window else [],
+            "rates": self.rates,
+            "sizes": {path.name: path.stat().st_size if path.exists() else 0 for path in paths},
+        }
+
+    # -- training
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time spent inside is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def add(self, values: dict[str, Mean], batches: Sequence[Batch], rates: dict[str, float]) -> None:
+        """One step's losses and scores (over all processes), this process's batches, the learning rates."""
+        self.window.append(values)
+        self.seen.append([sample for batch in batches for sample in samples(batch)])
+        self.samples += len(self.seen[-1]) * self.world.size
+        self.rates = rates
+        self.bar.update()
+
+    def check(self, step: int) -> None:
+        """Raise `FloatingPointError` if a value since the last call of `flush` is not finite.
+
+        The samples of that step are written to `not_finite_RANK.json`, to be looked at or tried again.
+        """
+        if not self.window:
+            return
+        rows = stack(self.window).cpu()[..., 0]
+        for back, (row, seen) in enumerate(zip(rows.flip(0), self.seen[::-1], strict=True)):
+            wrong = [
+                n for n, value in zip(self.window[0], row.tolist(), strict=True) if not np.isfinite(value)
+            ]
+            if wrong:
+                first = (step - back, wrong, seen)
+        if rows.isfinite().all():
+            return
+        number, wrong, seen = first
+        path = self.folder / f"not_finite_{self.world.rank}.json"
+        with contextlib.suppress(OSError), atomic_path(path) as temporary:
+            content = {"step": number, "rank": self.world.rank, "not_finite": wrong, "samples": seen}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        ids = ", ".join(str(sample["id"]) for sample in seen)
+        raise FloatingPointError(f"step {number}: {', '.join(wrong)} not finite; the batch: {ids} ({path})")
+
+    def flush(self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict) -> None:
+        """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
+
+        A loss that no step had anything for, such as that of flow on images alone, is left out. memory: GiB;
+        timers: what took how many seconds since they were last asked.
+        """
+        if not self.window:
+            return
+        self.check(step)
+        totals, counts = stack(self.window).cpu().unbind(dim=2)
+        now = time.perf_counter()
+        pairs = zip(self.window[0], totals.sum(dim=0).tolist(), counts.sum(dim=0).tolist(), strict=True)
+        figures = {name: total / count for name, total, count in pairs if count}
+        seconds = now - self.since
+        figures |= {**self.rates, "samples_per_second": self.samples / seconds}
+        figures |= {"data_wait": self.waited / seconds, "memory_gib": memory}
+        figures |= {name: value / len(self.window) for name, value in timers().items()}
+        self._write("metrics.jsonl", {"step": step, **figures}, "train")
+        speed = f"{figures['samples_per_second']:.1f}/s"
+        self.bar.set_postfix(loss=f"{figures.get('loss', np.nan):.3f}", samples=speed, GiB=f"{memory:.1f}")
+        self.window, self.seen = [], []
+        self.samples, self.waited, self.since = 0, 0.0, now
+
+    def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """Write the figures of an evaluation; the clock of the next training steps starts after it."""
+        self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval")
+        shown = {name: value if isinstance(value, int) else f"{value:.4f}" for name, value in figures.items()}
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
+        log.info("evaluation, step %d: %s", step, text)
+        self.since = time.perf_counter()
+
+    def _write(self, file: str, row: dict[str, float], group: str) -> None:
+        if self.board is None:
+            return
+        named = {f"{group}/{name}": value for name, value in row.items() if name not in ("step", "epoch")}
+        try:
+            append(self.folder / file, json.dumps(row) + "\n")
+        except OSError as error:
+            log.error("%s: figures could not be written (%s): the run goes on.", self.folder / file, error)
+        try:
+            self.board.add(int(row["step"]), named)
+        except OSError as error:
+            log.error("TensorBoard: not written yet (%s): the run goes on.", error)
+        if self.wandb is not None:
+            self.wandb.log(named, step=row["step"])
+
+    def close(self) -> None:
+        """End the progress bar, the TensorBoard file and the logger."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def samples(batch: Batch) -> list[dict[str, Any]]:
+    """What names the samples of a batch: corpus, index there, id; where it has them."""
+    found = {key: batch[key] for key in ("corpus", "index", "id") if key in batch}
+    columns = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in found.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file, or, where it does not fit, nothing."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        cut(path, size)
+        raise
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten a file of lines to `size` bytes, and to whole lines."""
+    if not path.exists() or path.stat().st_size <= size:
+        return
+    os.truncate(path, size)
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """A run of Weights & Biases under the folder's name, or what there is of it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("logger wandb: pip install wandb, or leave the key out.") from error
+    return wandb.init(
+        project="violet",
+        name=folder.name,
+        id=folder.name.strip("_"),
+        dir=str(folder),
+        config=config,
+        resume="allow",
+    )
+
+
+class Averages:
+    """Means over the batches of an evaluation, joined in the end over its processes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, output: Output, prefix: str = "") -> None:
+        """Take in the losses and scores of a batch."""
+        if not prefix:
+            self.weights |= {name: output.weight(name) for name in output.losses}
+        for name, mean in {**output.losses, **output.scores}.items():
+            total, count = self.sums.get(prefix + name, (0.0, 0.0))
+            self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))
+
+    def figures(self, world: World) -> dict[str, float]:
+        """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes.
+
+        What no batch had anything for is left out.
+        """
+        sums: dict[str, tuple[float, float]] = {}
+        weights: dict[str, float] = {}
+        for other, known in world.gather((self.sums, self.weights)):
+            weights |= known
+            for name, (total, count) in other.items():
+                past = sums.get(name, (0.0, 0.0))
+                sums[name] = (past[0] + total, past[1] + count)
+        means = {name: total / count for name, (total, count) in sums.items() if count >= 1}
+        return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}

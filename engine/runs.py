@@ -1,0 +1,154 @@
+"""A run's folder: a new one, or that of an unfinished run to go on with."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from engine.processes import World, start_log
+from lib import KEYS, Config, UserError, log
+
+STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
+FINISHED = "finished.json"  # the last figures of a run that has come to its end
+# keys that may change in the middle of a run: they change how it is computed, not what
+FREE: tuple[str, ...] = (
+    "resume",
+    "save_minutes",
+    "requeue_code",
+    "path_output",
+    "n_workers",
+    "logger",
+    "profile",
+    "device",
+)
+FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
+FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and whether there is a state in it to go on from."""
+
+    folder: Path
+    resumed: bool = False
+    lock: IO[str] | None = None
+    """of the main process: open as long as it writes there"""
+
+
+def open_run(config: Config, world: World) -> Run:
+    """The run that `resume` names, or a new one; its log goes on in `log.txt`.
+
+    A group of processes that torchrun starts again goes on, whatever `resume` says.
+    """
+    # a machine counts only the restarts that its own processes have caused
+    restarts = world.most(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    wanted = config.resume or ("auto" if restarts else "")
+    found: Path | UserError | None = None
+    lock = None
+    if world.is_main and wanted and config.size_epoch:
+        try:
+            found, lock = find_unfinished(config) if wanted == "auto" else named_run(config, Path(wanted))
+        except UserError as error:
+            found = error
+    found = world.gather(found)[0]
+    if isinstance(found, UserError):
+        raise found
+    if found is None:
+        folder = make_run_folder(config, world)
+        return Run(folder, lock=hold(folder) if world.is_main else None)
+    start_log(world, found)
+    log.info("going on with %s", found)
+    if world.is_main:
+        (found / FINISHED).unlink(missing_ok=True)
+        for left in found.glob(".*.*"):  # what was being written when the run was killed
+            left.unlink()
+    return Run(found, resumed=True, lock=lock)
+
+
+def make_run_folder(config: Config, world: World) -> Path:
+    """Make `path_output/_TASK_TIME` with the config in `args.json`; the log goes to its `log.txt` as well."""
+    folder: Path | None = None
+    while world.is_main and folder is None:
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        path = Path(config.path_output) / f"_{config.task}_{stamp}"
+        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
+            path.mkdir(parents=True)
+            folder = path
+        time.sleep(0 if folder else 0.2)
+    folder = world.gather(folder)[0]
+    assert folder is not None
+    if world.is_main:
+        config.save(folder / "args.json")
+    start_log(world, folder)
+    return folder
+
+
+def find_unfinished(config: Config) -> tuple[Path | None, IO[str] | None]:
+    """The newest run of this task and config that has a state, is not finished and not being written to."""
+    for folder in newest_first(config):
+        if (folder / FINISHED).exists() or not has_state(folder):
+            continue
+        if other := differences(config, folder):
+            log.info("resume auto: %s is a run with %s", folder, ", ".join(other))
+        elif lock := hold(folder):
+            return folder, lock
+        else:
+            log.info("resume auto: %s is being written to by another process", folder)
+    return None, None
+
+
+def newest_first(config: Config) -> list[Path]:
+    """The folders of the runs of this task."""
+    start = f"_{config.task}_"
+    runs = [path for path in Path(config.path_output).glob("_*") if path.name.startswith(start)]
+    stamps = {path: path.name.removeprefix(start) for path in runs}
+    return sorted((p for p in runs if stamps[p].isdigit()), key=lambda p: int(stamps[p]), reverse=True)
+
+
+def named_run(config: Config, path: Path) -> tuple[Path, IO[str]]:
+    """The run of a folder, or of a `last.pt` in it; raises `UserError` if it cannot be gone on with."""
+    folder = path if path.is_dir() else path.parent
+    if not has_state(folder):
+        raise UserError(f"resume {path}: there is no {STATE} in {folder}; name a run's folder, or auto.")
+    if other := differences(config, folder):
+        log.warning("resume: until now the run had %s; it goes on with what is given now", ", ".join(other))
+    lock = hold(folder)
+    if lock is None:
+        raise UserError(f"resume {path}: another process is writing to that run; end it first.")
+    return folder, lock
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a training state in a run's folder, the last or the one before."""
+    return (folder / STATE).is_file() or (folder / BEFORE).is_file()
+
+
+def differences(config: Config, folder: Path) -> list[str]:
+    """Each key whose value in a run's `args.json` is another, with that value; `FREE` keys may differ."""
+    try:
+        stored: dict[str, Any] = json.loads((folder / "args.json").read_text())
+    except (OSError, ValueError) as error:
+        return [f"no args.json that can be read ({error})"]
+    given = json.loads(json.dumps(dataclasses.asdict(config)))
+    usual = json.loads(json.dumps(dataclasses.asdict(Config(type=config.type))))
+    known = {key: stored.get(key, usual[key]) for key in KEYS if key not in FREE}
+    return [f"{key} {value}" for key, value in known.items() if value != given[key]]
+
+
+def hold(folder: Path) -> IO[str] | None:
+    """A run's lock, held until it is closed or the process ends; None: another process has it."""
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: no worker inherits it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
+        log.debug("%s cannot be locked: %s", folder, error)  # not all network file systems can
+    return file

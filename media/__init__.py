@@ -1,0 +1,1 @@
+"""Video files, pictures and TSV rows, and the frames in them."""

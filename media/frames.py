@@ -1,0 +1,263 @@
+"""From a TSV row to a clip: which frames, from where, and their transform.
+
+`TSV row -> frames (T, 3, H, W) uint8 -> crop -> clip (T, 3, size, size) uint8`. A row holds its frames as
+base64 JPEGs, or names the file that they are decoded from; which are picked follows the same rule. A clip
+travels as bytes, a quarter of what floats take, and is normalised where it is computed on (`normalise`).
+"""
+
+import base64
+import binascii
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as image
+
+from media.decoding import IMAGES, Frame, frames_at, resize, stated_times
+from media.tsv import BadRow
+
+# of published files the pixels count, not what their EXIF data say of their orientation
+DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+BASE64 = re.compile(rb"[A-Za-z0-9+/=]{64}")  # the beginning of every frame, whole or damaged
+JPEG_START = b"\xff\xd8"
+# a path with an ending (base64 has no dots), times, longest side
+FILE = re.compile(rb"([^\0\t]{0,4096}\.[A-Za-z0-9]{2,5})(?:\t(\[[^\t]*)(?:\t([1-9][0-9]{0,4}))?)?")
+# with a flag of colour beside them, they give the size alone
+REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+# ---------------------------------------------------------------------------------------- which frames
+
+
+def even_frames(stored: int, wanted: int) -> np.ndarray:
+    """Evaluation: indices of `wanted` frames, first to last of `stored`; 1: the middle."""
+    if wanted == 1:
+        return np.array([stored // 2])
+    return np.round(np.linspace(0, stored - 1, wanted)).astype(int)
+
+
+def every_clip(stored: int, wanted: int) -> np.ndarray:
+    """Multi-clip testing: (clips, wanted) indices, one clip for each start, frames evenly apart."""
+    step = math.ceil(stored / wanted)
+    clips = np.arange(step)[:, None] + step * np.arange(wanted)
+    return clips.clip(max=stored - 1)
+
+
+def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.ndarray:
+    """Training: the frames of one of the clips of `every_clip`."""
+    clips = every_clip(stored, wanted)
+    return clips[random.integers(len(clips))]
+
+
+# ------------------------------------------------------------------------------------ from where they come
+
+
+def jpeg_sides(jpeg: bytes) -> tuple[int, int]:
+    """Height and width that its header gives; zeros where there is none that can be read."""
+    place = len(JPEG_START)
+    while place + 9 <= len(jpeg) and jpeg[place] == 0xFF:
+        kind = jpeg[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the start of a frame, not of tables
+            return int.from_bytes(jpeg[place + 5 : place + 7]), int.from_bytes(jpeg[place + 7 : place + 9])
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return 0, 0
+
+
+def reduction(jpeg: bytes, least: int) -> int:
+    """By how much a JPEG is decoded smaller (1, 2, 4 or 8), which takes half of the time.
+
+    Its shorter side keeps `least` pixels (0: it is not reduced), and its last row and column lie half a pixel
+    over its edge at most.
+    """
+    sides = jpeg_sides(jpeg) if least else (0, 0)
+    for factor in (8, 4, 2):
+        if min(sides) >= max(1, factor * least) and all(-side % factor <= factor // 2 for side in sides):
+            return factor
+    return 1
+
+
+def decode_frame(field: bytes, number: int, least: int = 0) -> Tensor:
+    """A base64 JPEG -> (3, H, W) uint8; raises `BadRow` that names the frame.
+
+    One at least twice as large as `least` is decoded at a half, a quarter or an eighth of its size.
+    """
+    try:
+        jpeg = base64.b64decode(field, validate=True)
+    except binascii.Error as error:
+        raise BadRow(f"frame {number} is not base64 ({error})") from error
+    flags = DECODE | REDUCED[reduction(jpeg, least)]
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg.startswith(JPEG_START) else None
+    if picture is None:
+        raise BadRow(f"frame {number} is not a JPEG, or is cut off")
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+class Stored:
+    """The frames that a row holds, base64 JPEGs."""
+
+    def __init__(self, fields: Sequence[bytes]) -> None:
+        self.fields = fields
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def read(self, numbers: Sequence[int], least: int = 0) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each; no other is decoded. `least`: see `decode_frame`."""
+        return [decode_frame(self.fields[number], int(number), least) for number in numbers]
+
+
+class Linked:
+    """The frames of the video file or picture that a row names.
+
+    `times` are those that count, a JSON list of seconds; without them all that the file has. `size` is
+    their longest side at most, as that of stored frames; without it they are as large as in the file.
+    """
+
+    def __init__(self, path: Path, times: bytes | None = None, size: int | None = None) -> None:
+        self.path, self.size = path, size
+        try:
+            if times is not None:
+                self.times = [float(time) for time in json.loads(times)]
+            else:
+                self.times = [0.0] if path.suffix.lower() in IMAGES else stated_times(path)
+        except Exception as error:  # decoders raise many kinds
+            raise BadRow(f"{path}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def read(self, numbers: Sequence[int], least: int = 0) -> list[Tensor]:
+        """Those frames, (3, H, W) uint8 each, by seeking to them; `least` makes no difference."""
+        wanted = sorted({self.times[number] for number in numbers})
+        try:
+            frames = dict(zip(wanted, frames_at(self.path, wanted), strict=True))
+            pictures = {time: self.picture(frame) for time, frame in frames.items()}
+        except Exception as error:  # decoders raise many kinds
+            raise BadRow(f"{self.path}: {error}") from error
+        return [pictures[self.times[number]] for number in numbers]
+
+    def picture(self, frame: Frame) -> Tensor:
+        """(3, H, W) uint8 of square pixels; raises `ValueError` where the frame is damaged."""
+        frame.check()
+        picture = np.array(resize(frame.picture(), frame.aspect, self.size))
+        return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+Frames = Stored | Linked
+
+
+def row_frames(fields: Sequence[bytes], folder: Path) -> Frames:
+    """The frames of a row of a TSV in `folder`; raises `BadRow` if it has none."""
+    named = FILE.fullmatch(b"\t".join(fields[1:])) if len(fields) <= 4 else None
+    if named:
+        path, times, size = named.groups()
+        frames: Frames = Linked(folder / os.fsdecode(path), times, int(size) if size else None)
+    else:
+        # downstream rows have one more field before the frames, which is no base64
+        extra = len(fields) > 2 and not BASE64.match(fields[1])
+        frames = Stored(fields[2:] if extra else fields[1:])
+    if not len(frames):
+        raise BadRow("it has no frames")
+    return frames
+
+
+def read_clip(
+    fields: Sequence[bytes],
+    size_frame: int,
+    transform: "Transform",
+    random: np.random.Generator | None,
+    folder: Path = Path(),
+) -> Tensor:
+    """The fields of a row -> (T, 3, size, size); only the picked frames are decoded.
+
+    `folder` is that of the TSV, from which paths in it lead on.
+    """
+    frames = row_frames(fields, folder)
+    if random is None:
+        picked = even_frames(len(frames), size_frame)
+    else:
+        picked = random_frames(len(frames), size_frame, random)
+    return transform(frames.read(picked.tolist(), transform.size), random)
+
+
+def read_clips(
+    fields: Sequence[bytes], size_frame: int, transform: "Transform", folder: Path = Path()
+) -> Tensor:
+    """Multi-clip testing: the fields of a row -> (clips, T, 3, size, size); a frame is decoded once."""
+    frames = row_frames(fields, folder)
+    clips = every_clip(len(frames), size_frame)
+    numbers = np.unique(clips)
+    pictures = transform(frames.read(numbers.tolist(), transform.size), None)
+    return pictures[torch.from_numpy(np.searchsorted(numbers, clips))]
+
+
+# ------------------------------------------------------------------------------------------- transforms
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 by ImageNet's mean and deviation, on the device of the frames."""
+    return frames.float().sub_(255 * MEAN.to(frames.device)).div_(255 * STD.to(frames.device))
+
+
+class Transform:
+    """Frames of any size -> squares, as `img_transform` names it.
+
+    img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
+    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
+    generator every crop is the centre one.
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        self.names, self.size = list(names), size
+
+    def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
+        """T of (3, H, W) uint8 -> (T, 3, size, size) uint8."""
+        name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
+        if name == "pad_resize":
+            squares = [self.pad_resize(frame) for frame in frames]
+        else:
+            still = random is None or name == "img_center_crop"
+            place = np.array([0.5, 0.5]) if random is None or still else random.random(2)
+            squares = []
+            for frame in frames:
+                if name == "img_rand_crop" and random is not None:
+                    place = random.random(2)
+                squares.append(self.crop(frame, place))
+        return torch.stack(squares)
+
+    def blank(self, frames: int) -> Tensor:
+        """So many black frames, in place of a clip that cannot be read: (T, 3, size, size) uint8."""
+        return torch.zeros(frames, 3, self.size, self.size, dtype=torch.uint8)
+
+    def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
+        """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""
+        height, width = frame.shape[1:]
+        short = min(height, width)
+        height, width = self.size * height // short, self.size * width // short
+        frame = image.resize(frame, [height, width], antialias=True)
+        top, left = (
+            round(share * (side - self.size)) for share, side in zip(place, (height, width), strict=True)
+        )
+        return frame[:, top : top + self.size, left : left + self.size]
+
+    def pad_resize(self, frame: Tensor) -> Tensor:
+        """Black bars to a square, then that square to `size`."""
+        height, width = frame.shape[1:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        frame = image.pad(frame, [left, top, side - width - left, side - height - top])
+        return image.resize(frame, [self.size, self.size], antialias=True)

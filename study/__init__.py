@@ -1,0 +1,1 @@
+"""The paper's ablation of targets in miniature, on the demo's world."""

@@ -1,0 +1,349 @@
+"""Which target makes masked visual modelling useful? The paper's ablation in miniature, on the demo's world.
+
+    python -m study.run
+
+It comes after `make demo`, and makes the teachers first (study_teachers.py). A condition is a target, or
+none, or a mixture, or another mask. A run pre-trains in it from the demo's video encoder, then fine-tunes on
+open-ended questions and on retrieval, every run with the same steps. What is finished is a JSON under
+bench/study/ and is not run again, so that an interrupted study goes on; afterwards, or with --report alone,
+bench/STUDY.md and its picture are made of what is there. Any part of it:
+
+    python -m study.run --targets none pixel 2d_feature --seeds 88 89 --jobs 2
+
+In two minutes, to see that everything is in place: --targets none --seeds 1 --quick --results /tmp/study.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lib import atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+# what all runs have in common; `pretrain` is that of the conditions from which they differ
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: json.loads((ROOT / "_args" / f"study-{name}.json").read_text())
+    for name in ("pretrain", "qa", "retrieval")
+}
+TARGETS = ("pixel", "hog", "depth", "optical_flow", "vq", "3d_feature", "2d_feature", "2d_clip_feature")
+MASKED = "2d_feature"  # the target of the conditions that differ in their masks
+# name of a condition -> what it changes; `oracle` in place of its target's teacher
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "none": {"pretrain_tasks": ["vtm", "mlm"]},
+    **{name: {"mvm_target": [name]} for name in TARGETS},
+    "2d_feature+pixel": {"mvm_target": ["2d_feature", "pixel"]},
+    "2d_feature+3d_feature": {"mvm_target": ["2d_feature", "3d_feature"]},
+    "bm": {"mvm_target": [MASKED], "pretrain_masks": ["bm"]},
+    "am": {"mvm_target": [MASKED], "pretrain_masks": ["am"]},
+    "p_mask 0.3": {"mvm_target": [MASKED], "p_mask": 0.3},
+    "p_mask 0.5": {"mvm_target": [MASKED], "p_mask": 0.5},
+    "optical_flow, true": {"mvm_target": ["optical_flow"], "oracle": True},
+    "depth, true": {"mvm_target": ["depth"], "oracle": True},
+}
+SHARE = 0.1  # with as large a gradient as MLM, a target keeps matching from being learnt in so few steps
+SEEDS = (88, 89, 90)
+STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of every run
+QUICK = dict.fromkeys(STEPS, 4)
+QA, PAIRS = CONFIGS["qa"]["task"], CONFIGS["retrieval"]["task"]  # and so the names of their text files
+RANKING = "study-ranking"
+
+
+# ---------------------------------------------------------------------------------------- what runs read
+
+
+def write_texts(data: Path) -> None:
+    """The demo's questions and captions; nothing is chosen on val, so val's questions test too."""
+    questions = json.loads((data / "txt_demo-qa.json").read_text())
+    captions = json.loads((data / "txt_demo-retrieval.json").read_text())
+    test = questions.pop("val") + questions.pop("test")
+    texts = {
+        QA: {**questions, "test": test},
+        PAIRS: {"train": captions["train"]},
+        RANKING: {"test": captions["test"]},
+    }
+    for task, content in texts.items():
+        with atomic_path(data / f"txt_{task}.json") as temporary:
+            temporary.write_text(json.dumps(content))
+
+
+def pretraining(condition: str, data: Path, teachers: Path, backbone: Path) -> dict[str, Any]:
+    """The config of a condition's pre-training, its files where they are."""
+    changes = {key: value for key, value in CONDITIONS[condition].items() if key != "oracle"}
+    return CONFIGS["pretrain"] | changes | {
+        "train_yaml": {"demo": str(data / "train.yaml")},
+        "feature_teacher": str(backbone),
+        "image_teacher": str(teachers / "swin2d"),
+        "clip_teacher": str(teachers / "clip"),
+        "depth_teacher": str(teachers / "dpt"),
+        "dalle_model_path": str(teachers / "encoder.pkl"),
+    }  # fmt: skip
+
+
+def use_oracles(data: Path, teachers: Path) -> None:
+    """From now on depth and flow are what the generator knows."""
+    from study.oracle import DepthOracle, FlowOracle
+    from teachers.base import TEACHERS
+
+    index = teachers / "oracle.npz"
+    TEACHERS["depth"] = lambda _, options: DepthOracle(data, index, width=1, **options)
+    TEACHERS["optical_flow"] = lambda _, options: FlowOracle(data, index, width=2, **options)
+
+
+def weights(config: Any) -> dict[str, float]:
+    """`mvm_weight` that gives each target, at the start, a gradient of `SHARE` times that of MLM.
+
+    The gradients are those at the transformer's output. The losses' own scales say little: one sums over
+    hundreds of features, another is a mean. Several targets share the one.
+    """
+    import torch
+
+    from agent import seeded, to_device
+    from dataset import Tokens, pretrain_loader
+    from engine.processes import World, seed_everything
+    from masking import mask_batch
+    from model import PretrainModel
+
+    seed_everything(SEEDS[0])
+    tokens = Tokens(config.txt_backbone, config.size_txt)
+    model = PretrainModel.from_config(config)
+    outputs: list[Any] = []
+    model.trsfr.register_forward_hook(lambda *call: outputs.append(call[2]))
+    squares = dict.fromkeys(("mlm", *(f"mvm_{name}" for name in config.mvm_target)), 0.0)
+    loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=True)
+    for number, batch in zip(range(4), loader.epoch(0), strict=False):
+        masked = mask_batch(
+            to_device(batch, torch.device("cpu")),
+            ["rm"],
+            CONFIGS["pretrain"]["p_mask"],
+            tokens.special,
+            config.size_patch,
+            seeded(88, number),
+            None,
+            model.reads,
+        )
+        outputs.clear()
+        losses = model(masked).losses
+        for name in squares:
+            (gradient,) = torch.autograd.grad(losses[name].value, outputs[0], retain_graph=True)
+            squares[name] += float(gradient.square().sum())
+    shares = {name: SHARE * (squares["mlm"] / square) ** 0.5 for name, square in squares.items()}
+    return {name: shares[f"mvm_{name}"] / len(config.mvm_target) for name in config.mvm_target}
+
+
+# -------------------------------------------------------------------------------------------- one run
+
+
+@contextlib.contextmanager
+def command_line(script: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Inside, the program was called like this."""
+    before, sys.argv = sys.argv, [script, *arguments]
+    print("$ python", *sys.argv, flush=True)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def call(main: Callable[[], None], config: dict[str, Any], folder: Path) -> Path:
+    """Run an entry script's `main` on a config; the folder of its run."""
+    path = folder / f"{config['task']}.json"
+    path.write_text(json.dumps(config))
+    with command_line(f"{main.__module__}.py", ["--config", str(path)]):
+        main()
+    return max(folder.glob(f"_{config['task']}_*"))
+
+
+def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Pre-train, answer, retrieve; what came out."""
+    import eval_retrieval_tsv
+    import main_pretrain_yaml
+    import main_qaoe_tsv_mlm_head
+    import main_retrieval_tsv
+
+    steps = QUICK if options.quick else STEPS
+    folder = options.output / slug(condition, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    clock = Clock()
+    config, given = configs(condition, seed, folder, options)
+    pretrained = call(main_pretrain_yaml.main, config | {"max_steps": steps["pretrain"]}, folder)
+    checkpoint = max(pretrained.glob("ckpt_violet_*.pt"), key=lambda path: path.stat().st_mtime)
+    clock.stop("pretrain")
+    given |= {"path_ckpt": str(checkpoint)}
+    questions = CONFIGS["qa"] | given | {"max_steps": steps["qa"]}
+    answered = call(main_qaoe_tsv_mlm_head.main, questions, folder)
+    clock.stop("qa")
+    pairs = CONFIGS["retrieval"] | given | {"max_steps": steps["retrieval"]}
+    last = call(main_retrieval_tsv.main, pairs, folder) / f"ckpt_violet_{PAIRS}_last.pt"
+    ranked = call(eval_retrieval_tsv.main, pairs | {"task": RANKING, "path_ckpt": str(last)}, folder)
+    clock.stop("retrieval")
+    result = {
+        "condition": condition,
+        "seed": seed,
+        "steps": steps,
+        "mvm_weight": config["mvm_weight"],
+        "pretraining": last_row(pretrained / "metrics.jsonl"),
+        "qa": last_row(answered / "eval.jsonl"),
+        "retrieval": last_row(ranked / "eval.jsonl"),
+        "seconds": clock.seconds,
+    }
+    shutil.rmtree(folder)  # its checkpoints are large, and can be made again
+    return result
+
+
+def configs(
+    condition: str, seed: int, folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of the pre-training, its losses weighted, and what it has in common with the tasks'."""
+    from lib import Config
+
+    if CONDITIONS[condition].get("oracle"):
+        use_oracles(options.data, options.teachers)
+    bert = str(options.data / "bert")
+    given = {"txt_backbone": bert, "fusion_encoder": bert, "vis_backbone_path": str(options.backbone)}
+    given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data)}
+    config = pretraining(condition, options.data, options.teachers, options.backbone) | given
+    config["mvm_weight"] = {} if condition == "none" else weights(Config(**config))
+    return config, given
+
+
+class Clock:
+    """Seconds of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.perf_counter(), dict[str, int]()
+
+    def stop(self, stage: str) -> None:
+        """This stage ends, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[stage], self.start = round(now - self.start), now
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last object of a .jsonl."""
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+# ---------------------------------------------------------------------------------------------- many runs
+
+
+def slug(condition: str, seed: int) -> str:
+    """The name of a run in paths."""
+    return f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def place(results: Path, condition: str, seed: int) -> Path:
+    """Where the result of a run is, or would be."""
+    return results / f"{slug(condition, seed)}.json"
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Every run that has no result yet, each in a process of its own, `jobs` at a time; seed by seed."""
+    wanted = [(condition, seed) for seed in options.seeds for condition in options.targets]
+    open_runs = [pair for pair in wanted if not place(options.results, *pair).exists()]
+    print(
+        f"{len(wanted) - len(open_runs)} of {len(wanted)} runs are there, {len(open_runs)} to do", flush=True
+    )
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def start(pair: tuple[str, int]) -> None:
+        known = ("data", "output", "results", "teachers", "backbone")
+        arguments = [f"--{name}={getattr(options, name)}" for name in known] + ["--quick"] * options.quick
+        command = [
+            sys.executable,
+            "-m",
+            "study.run",
+            "--one",
+            "--targets",
+            pair[0],
+            "--seeds",
+            str(pair[1]),
+            *arguments,
+        ]
+        options.output.mkdir(parents=True, exist_ok=True)
+        log = options.output / f"{place(options.results, *pair).stem}.log"
+        began = time.perf_counter()
+        with log.open("w") as file:
+            done = subprocess.run(command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        state = f"failed, see {log}" if done.returncode else summary(place(options.results, *pair))
+        print(f"{pair[0]}, seed {pair[1]}: {state} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(start, open_runs))
+
+
+def summary(path: Path) -> str:
+    """A finished run in a line."""
+    result = json.loads(path.read_text())
+    recalls = " ".join(f"{result['retrieval'][f't2v_r{depth}']:.1%}" for depth in (1, 5, 10))
+    return f"questions {result['qa']['test_acc']:.1%}, R@1/5/10 {recalls}"
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """The teachers and the text files."""
+    write_texts(options.data)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "study.teachers",
+            *("--data", str(options.data), "--output", str(options.teachers)),
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="NAME",
+                        help=f"conditions: {', '.join(CONDITIONS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, which share the cores")
+    parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
+    parser.add_argument("--backbone", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
+    parser.add_argument("--teachers", type=Path, default=Path("_snapshot/study/teachers"))
+    parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="for what runs write")
+    parser.add_argument("--results", type=Path, default=Path("bench/study"), help="a JSON per finished run")
+    parser.add_argument("--quick", action="store_true", help="a few steps: shows nothing")
+    parser.add_argument("--report", action="store_true", help="make the report of what is there, and no more")
+    parser.add_argument("--one", action="store_true", help="the one run that is named, in this process")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Teachers, runs, report."""
+    options = parse(arguments)
+    os.chdir(ROOT)
+    options.results.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        condition, seed = options.targets[0], options.seeds[0]
+        result = run(condition, seed, options)
+        with atomic_path(place(options.results, condition, seed)) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        return
+    if not options.report:
+        prepare(options)
+        run_all(options)
+    from study.report import write_report
+
+    bench = ROOT / "bench"
+    ours = options.results.resolve() == bench / "study"
+    page = bench if ours else options.results  # results elsewhere are reported there
+    readme = ROOT / "README.md" if ours else None
+    write_report(options.results, page / "STUDY.md", page / "study.png", readme)
+
+
+if __name__ == "__main__":
+    main()

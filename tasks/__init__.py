@@ -1,0 +1,1 @@
+"""Question answering and retrieval: data, model and metric of each."""

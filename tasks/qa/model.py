@@ -1,0 +1,147 @@
+"""Models of question answering, a score per option or the answer's word at [MASK], and their run.
+
+Shapes: B questions, O options, X text tokens, V video tokens, D the width.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig
+
+from agent import Agent
+from dataset import Loader, Tokens
+from engine.processes import World
+from lib import Config, Mean
+from model import Batch, MlmHead, Output, Violet, encoder_arguments, matching_head, start
+from tasks.qa.metric import accuracy
+from tasks.qa.questions import describe
+from video_swin import Size
+
+TASKS = ("multiple choice", "open-ended", "fill in the blank")  # rows of `emb_task`; it has ten
+UNREAD = ("train_yaml", "val_yaml", "size_part", "multi_clip_testing")  # keys without effect
+BEST = 5  # answers that the predictions file names
+
+
+class QuestionModel(Violet):
+    """What the models of question answering share: how they start, and what they report."""
+
+    heads: ClassVar[tuple[str, ...]] = ()
+
+    def load(self, config: Config) -> None:
+        """See `model.start`."""
+        start(self, config, self.heads)
+
+    def choose(self, logits: Tensor, batch: Batch, among: Sequence[int] = ()) -> Output:
+        """The loss of picking `answer` (B,) of the batch, -1 = none, by `logits` (B, picks), and the best.
+
+        With `among` the best are sought among those picks alone, and reported by their places there.
+        """
+        logits, answers = logits.float(), batch["answer"].masked_fill(~batch["valid"], -1)
+        loss = F.cross_entropy(logits, answers, ignore_index=-1, reduction="sum")
+        output = Output(losses={"answer": Mean(loss, (answers >= 0).sum())})
+        if not self.training:
+            logits = logits[:, list(among)] if among else logits
+            shares, best = logits.softmax(dim=1).topk(min(BEST, logits.shape[1]))
+            output.predictions |= {"best": best.tolist(), "probabilities": shares.tolist()}
+        return output
+
+
+class ChoiceModel(QuestionModel):
+    """Multiple choice: `fc` scores each option's text against the video."""
+
+    heads = ("fc",)
+
+    def __init__(self, fusion: BertConfig, text: BertConfig, vis_size: Size, **encoders: Any) -> None:
+        super().__init__(fusion, text, vis_size, **encoders)
+        self.fc = matching_head(fusion)
+
+    @classmethod
+    def from_config(cls, config: Config) -> "ChoiceModel":
+        """Built and started as `config` says."""
+        model = cls(**encoder_arguments(config))
+        model.load(config)
+        return model
+
+    def scores(self, img: Tensor, txt: Tensor, mask: Tensor) -> Tensor:
+        """img: (B, T, 3, H, W); txt, mask: (B, O, X) -> (B, O). A video is encoded once for its options."""
+        options = txt.shape[1]
+        txt, mask = rearrange(txt, "b o x -> (b o) x"), rearrange(mask, "b o x -> (b o) x")
+        video, text = self.encode(img, txt, mask)
+        cls = torch.full((len(txt), 1), video.shape[1], device=txt.device)
+        fused = self.fuse(repeat(video, "b v d -> (b o) v d", o=options), text, mask, cls)
+        return rearrange(self.fc(fused), "(b o) 1 1 -> b o", o=options)
+
+    def forward(self, batch: Batch) -> Output:
+        """A batch of `questions.MultipleChoice` -> its loss and the best options."""
+        return self.choose(self.scores(batch["img"], batch["txt"], batch["mask"]), batch)
+
+
+class MaskModel(QuestionModel):
+    """The answer is the word that `fc_mtm` names at [MASK].
+
+    `choices` are the tokens among which it is sought, the whole vocabulary if there are none; the loss is
+    over the vocabulary in either case, as published. With `task`, `emb_task` gives a token that says which
+    of `TASKS` it is, between the video's and the text's.
+    """
+
+    heads = ("fc_mtm",)
+
+    def __init__(
+        self,
+        fusion: BertConfig,
+        text: BertConfig,
+        vis_size: Size,
+        choices: Sequence[int] = (),
+        task: str = "",
+        **encoders: Any,
+    ) -> None:
+        super().__init__(fusion, text, vis_size, **encoders)
+        self.choices, self.task = list(choices), task
+        self.fc_mtm = MlmHead(text)
+        self.emb_task = nn.Parameter(fusion.initializer_range * torch.randn(10, fusion.hidden_size))
+        self.emb_task.requires_grad_(bool(task))
+
+    @classmethod
+    def from_config(cls, config: Config, task: str, choices: Sequence[int] = ()) -> "MaskModel":
+        """Built and started as `config` says."""
+        task = task if config.enable_task_token else ""
+        model = cls(choices=choices, task=task, **encoder_arguments(config))
+        model.load(config)
+        return model
+
+    def logits(self, img: Tensor, txt: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+        """img: (B, T, 3, H, W); txt, mask: (B, X); place: (B,), that of [MASK] -> (B, vocabulary)."""
+        return self.name_word(*self.encode(img, txt, mask), mask, place)
+
+    def name_word(self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+        """video: (B, V, D); text: (B, X, D); mask: (B, X); place: (B,) -> (B, vocabulary)."""
+        if self.task:
+            token = self.emb_task[TASKS.index(self.task)].to(video.dtype)
+            video = torch.cat([video, repeat(token, "d -> b 1 d", b=len(video))], dim=1)
+        fused = self.fuse(video, text, mask, video.shape[1] + place[:, None])
+        return self.fc_mtm(rearrange(fused, "b 1 d -> b d"))
+
+    def forward(self, batch: Batch) -> Output:
+        """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""
+        logits = self.logits(batch["img"], batch["txt"], batch["mask"], batch["place"])
+        return self.choose(logits, batch, self.choices)  # Deviation 7
+
+
+def run(
+    config: Config, world: World, tokens: Tokens, model: QuestionModel, loaders: Mapping[str, Loader]
+) -> None:
+    """Train, evaluating after each epoch, or evaluate alone; the best epoch is that on val (Deviation 10)."""
+    tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
+    agent = Agent(
+        config,
+        world,
+        model,
+        describe=functools.partial(describe, splits=loaders),
+        metric=functools.partial(accuracy, size_test=config.size_test, seed=config.seed),
+    )
+    agent.fit(loaders.get("train"), loaders.get("val"), loaders.get("test"), best="acc")

@@ -1,0 +1,334 @@
+"""Questions about videos: `img_DATASET.tsv` and `txt_TASK.json` -> clip, text or texts, answer -> loaders.
+
+What the text and the answer are is said by the kinds of question in question_kinds.py. What cannot be
+answered (the video is missing, the answer is not one token) is left out of training and counts as wrong in
+evaluation. File formats are defined in `_data/README.md`.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
+from engine.processes import World
+from lib import Config, UserError, log
+from media.frames import Transform, read_clip
+from media.tsv import BadRow, Videos
+from model import Batch, Output
+
+Item = dict[str, Any]
+Ids = list[int]
+UNANSWERABLE = {  # why a question cannot be answered
+    "video": "the video is missing",
+    "row": "the video's row cannot be read",
+    "answer": "the answer is not one token",
+    "mask": "the text has no [MASK]",
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A `txt_TASK.json`: the questions of each split, and the words that answer numbers stand for."""
+
+    path: Path
+    splits: dict[str, list[Item]]
+    words: dict[int, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Annotation":
+        """Raises `UserError` for a file that is missing or of another form."""
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; _data/README.md says how questions are prepared.")
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON: {error}") from error
+        content = content if isinstance(content, dict) else {}
+        found = {name: content[name] for name in ("train", "val", "test") if content.get(name)}
+        for name, items in found.items():
+            if not isinstance(items, list) or not all(isinstance(i, dict) and "video" in i for i in items):
+                raise UserError(f'{path}: {name} is not a list of {{"video": ...}}; see _data/README.md.')
+        if not found:
+            raise UserError(f"{path} has no questions under train, val or test.")
+        splits = {
+            name: [{**item, "number": i} for i, item in enumerate(rows)] for name, rows in found.items()
+        }
+        labels = content.get("ans2label") or content.get("vocab") or []
+        if not isinstance(labels, dict):
+            labels = {word: index for index, word in enumerate(labels)}
+        return cls(path, splits, {index: word for word, index in labels.items()})
+
+
+# -------------------------------------------------------------------------------------------- datasets
+
+
+@dataclass
+class Text:
+    """The tokens of a question: one text, or one per option."""
+
+    ids: list[Ids]
+    place: int = 0
+    """that of [MASK]"""
+    shortened: bool = False
+    answerable: bool = True
+    """False: it has no [MASK]"""
+
+
+@dataclass
+class Questions(ABC):
+    """One split of a task. A kind of question says what its text and its answer are.
+
+    `wanted[i]` is what the model is trained to give, `truth[i]` what its best pick is compared with; -1 where
+    `reasons[i]` says why it cannot be answered.
+    """
+
+    annotation: Annotation
+    split: str
+    items: list[Item]
+    videos: Videos
+    tokens: Tokens
+    transform: Transform
+    size_frame: int
+    size_option: int = 5
+    mask_pos: str = "append"
+    use_prompt: bool = False
+    wanted: list[int] = field(init=False)
+    truth: list[int] = field(init=False)
+    reasons: list[str] = field(init=False)
+
+    prompt: ClassVar[str] = ""
+    text_per_option: ClassVar[bool] = False
+    has_options: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Tokenise everything, and leave out of training what cannot be answered."""
+        self.special = self.tokens.special
+        self.pad = self.special.pad
+        self.table = self.tokens.words(piece for item in self.items for piece in self.pieces(item))
+        texts = [self.compose(item) for item in self.items]
+        answers = [self.answer(item) for item in self.items]
+        self.reasons = [self.reason(*triple) for triple in zip(self.items, texts, answers, strict=True)]
+        self.report(texts)
+        kept = [i for i, why in enumerate(self.reasons) if not why or self.split != "train"]
+        self.items, texts = [self.items[i] for i in kept], [texts[i] for i in kept]
+        self.reasons = [self.reasons[i] for i in kept]
+        answers = [(-1, -1) if self.reasons[n] else answers[i] for n, i in enumerate(kept)]
+        self.wanted, self.truth = [a for a, _ in answers], [b for _, b in answers]
+        self.places, self.shortened = [text.place for text in texts], [text.shortened for text in texts]
+        self.txt = [[np.array(ids, np.int32) for ids in text.ids] for text in texts]
+        del self.table
+        if all(self.reasons):
+            raise UserError(
+                f"{self.annotation.path}: no question of {self.split} can be answered; see the log above."
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    # -- what a kind of question defines
+
+    @abstractmethod
+    def pieces(self, item: Item) -> list[str]:
+        """The strings that its text is made of."""
+
+    @abstractmethod
+    def compose(self, item: Item) -> Text:
+        """Its text, by the ids of its pieces in `table`."""
+
+    @abstractmethod
+    def answer(self, item: Item) -> tuple[int, int]:
+        """What the model is to give, and what its pick is compared with; -1: there is none."""
+
+    @abstractmethod
+    def name(self, item: Item, pick: int) -> str:
+        """A pick of the model in words."""
+
+    @abstractmethod
+    def answer_name(self, item: Item) -> str:
+        """The right answer in words."""
+
+    # -- what all share
+
+    def fail(self, item: Item, message: str) -> UserError:
+        """The error of a question, with its place in the file."""
+        return UserError(f"{self.annotation.path}, {self.split} question {item['number']}: {message}")
+
+    def asked(self, item: Item) -> str:
+        """The question as the file has it; empty if it has none."""
+        return str(item.get("question") or "")
+
+    def lead(self) -> str:
+        """The prompt, where it is asked for."""
+        return self.prompt if self.use_prompt else ""
+
+    def reason(self, item: Item, text: Text, answer: tuple[int, int]) -> str:
+        """Why a question cannot be answered: a key of UNANSWERABLE, or nothing."""
+        if str(item["video"]) not in self.videos:
+            return "video"
+        if not text.answerable:
+            return "mask"
+        return "answer" if answer[0] < 0 else ""
+
+    def report(self, texts: Sequence[Text]) -> None:
+        """Log how many questions there are, how many were shortened, and how many cannot be answered."""
+        log.info("%s: %d questions", self.split, len(self.items))
+        if short := sum(text.shortened for text in texts):
+            log.info("%s: %d questions shortened to size_txt %d", self.split, short, self.tokens.size)
+        for why, count in Counter(filter(None, self.reasons)).items():
+            first = next(i for i, r in zip(self.items, self.reasons, strict=True) if r == why)
+            log.info(
+                "%s: %d questions %s: %s, first that of %s",
+                self.split,
+                count,
+                "left out" if self.split == "train" else "count as wrong",
+                UNANSWERABLE[why],
+                f"{first['video']} ({self.answer_name(first)!r})",
+            )
+
+    def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
+        """One question; `random` None is evaluation. Raises `BadRow`."""
+        if self.reasons[index] == "video":
+            return self.blank(index)
+        video = str(self.items[index]["video"])
+        path = self.videos.tsv.path
+        try:
+            img = read_clip(self.videos[video], self.size_frame, self.transform, random, path.parent)
+        except BadRow as error:
+            raise BadRow(f"{path} ({video}): {error}; rebuild the row with _tools/make_tsv.py") from error
+        return {**self.sample(index), "img": img}
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """A question without its clip: txt, mask (X,), or (O, X) with options; place, answer and id."""
+        txt = torch.full((len(self.txt[index]), self.tokens.size), self.pad)
+        mask = torch.zeros_like(txt)
+        for row, ids in enumerate(self.txt[index]):
+            txt[row, : len(ids)] = torch.from_numpy(ids)
+            mask[row, : len(ids)] = 1
+        if not self.text_per_option:
+            txt, mask = txt[0], mask[0]
+        answer, place = self.wanted[index], self.places[index]
+        return {
+            "txt": txt,
+            "mask": mask,
+            "place": place,
+            "answer": answer,
+            "id": str(self.items[index]["video"]),
+        }
+
+    def blank(self, index: int) -> dict[str, Any]:
+        """A question whose clip cannot be read: it counts as wrong."""
+        return {**self.sample(index), "img": self.transform.blank(self.size_frame), "valid": False}
+
+    def describe(self, index: int, valid: bool, best: Sequence[int], shares: Sequence[float]) -> Item:
+        """For the predictions file: question, answer, the best picks with probabilities, right or wrong."""
+        item, reason = self.items[index], self.reasons[index] or ("" if valid else "row")
+        picks = [
+            {"answer": self.name(item, pick), "probability": round(share, 6)}
+            for pick, share in zip(best, shares, strict=True)
+        ]
+        row: Item = {"id": str(item["video"]), "question": self.asked(item), "answer": self.answer_name(item)}
+        row |= {"best": picks, "right": not reason and best[0] == self.truth[index]}
+        if not self.has_options:
+            row["right_5"] = not reason and self.truth[index] in best[:5]
+        if kind := item.get("type", item.get("question_type")):
+            row["type"] = str(kind)
+        return {**row, "unanswerable": reason, "shortened": self.shortened[index]}
+
+
+# --------------------------------------------------------------------------------------------- loaders
+
+
+def describe(batch: Batch, output: Output, splits: Mapping[str, Loader]) -> Sequence[Item]:
+    """The rows of the predictions file for a batch."""
+    columns = (batch["corpus"], batch["index"].tolist(), batch["valid"].tolist())
+    picks = (output.predictions["best"], output.predictions["probabilities"])
+    rows = []
+    for split, index, valid, best, shares in zip(*columns, *picks, strict=True):
+        questions: Any = splits[split].dataset.corpora[split]
+        rows.append(questions.describe(index, valid, best, shares))
+    return rows
+
+
+def some_videos(items: Sequence[Item], ratio: float, seed: int) -> list[Item]:
+    """The questions about a share of the videos, drawn by `seed`."""
+    videos = sorted({str(item["video"]) for item in items})
+    order = np.random.default_rng(seed).permutation(len(videos))
+    kept = {videos[i] for i in order[: math.ceil(ratio * len(videos))]}
+    return [item for item in items if str(item["video"]) in kept]
+
+
+def question_loaders(
+    config: Config, world: World, tokens: Tokens, kind: type[Questions]
+) -> dict[str, Loader]:
+    """Loaders of the splits that `txt_TASK.json` has; training only where there are epochs."""
+    folder = Path(config.data_dir)
+    annotation = Annotation.read(folder / f"txt_{config.task}.json")
+    listed = len(annotation.words)
+    if listed and config.size_vocab not in (0, listed):
+        log.info("%s lists %d answers, not size_vocab %d", annotation.path, listed, config.size_vocab)
+    splits = choose_splits(config, annotation)
+    videos = Videos(folder / f"img_{config.dataset}.tsv")
+    loaders = {}
+    for split, items in splits.items():
+        questions = kind(
+            annotation,
+            split,
+            items,
+            videos,
+            tokens,
+            Transform(config.img_transform, config.size_img),
+            size_frame=config.size_frame,
+            size_option=config.size_option,
+            mask_pos=config.mask_pos,
+            use_prompt=config.enable_prompt,
+        )
+        # compiling starts anew for every shape
+        collate = default_collate if config.compile else without_padding
+        loaders[split] = split_loader(config, world, split, questions, collate)
+    return loaders
+
+
+def without_padding(samples: list[dict[str, Any]]) -> Batch:
+    """Samples -> a batch without the columns that are padding in all of its texts."""
+    batch = default_collate(samples)
+    longest = int(batch["mask"].sum(dim=-1).max())
+    return {**batch, **{name: batch[name][..., :longest] for name in ("txt", "mask")}}
+
+
+def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item]]:
+    """The questions that a run is about, of each split; `UserError` if there are none for it."""
+    splits = dict(annotation.splits)
+    for split in ("val", "test"):
+        if split not in splits:
+            log.info("%s has no questions under %s: it is not evaluated.", annotation.path, split)
+    if not config.size_epoch:
+        splits.pop("train", None)
+        if not splits:
+            raise UserError(f"size_epoch 0 evaluates only; {annotation.path} has nothing under val or test.")
+        return splits
+    if "train" not in splits:
+        raise UserError(f"{annotation.path} has no questions under train; --size_epoch 0 evaluates only.")
+    splits["train"] = some_videos(splits["train"], config.data_ratio, config.seed)
+    if not splits["train"]:
+        raise UserError(f"data_ratio {config.data_ratio} leaves no training video.")
+    return splits
+
+
+def split_loader(
+    config: Config, world: World, split: str, questions: Corpus, collate: Collate = default_collate
+) -> Loader:
+    """The loader of one split, whose name is also that of the corpus in its batches."""
+    train = split == "train"
+    sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
+    batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size)
+    mixture, pin = Mixture({split: questions}, config.seed, train), world.device.type != "cpu"
+    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin, collate)

@@ -1,0 +1,197 @@
+"""Evaluation of retrieval: a split's videos scored with all of its texts, block by block, and what came out.
+
+A block is a few videos and all texts. Videos are encoded when their block's turn comes, so that memory holds
+a block, the texts and the matrix of scores, however many pairs there are. Every finished block is on disk: a
+run that is interrupted goes on from there. Processes take blocks in turn.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agent import AMP, to_device
+from dataset import Batches, Draw, Loader, Mixture, Tokens
+from engine.processes import World
+from lib import Config, atomic_path, log
+from tasks.retrieval.captions import Gallery
+from tasks.retrieval.model import RetrievalModel
+from tasks.retrieval.ranking import both_ways
+from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
+
+DECIDES = ("size_img", "size_frame", "img_transform", "multi_clip_testing", "amp", "size_batch")  # of scores
+BEST = 5  # candidates that ranks.jsonl names
+
+
+class Blocks:
+    """Scores of finished blocks, a file each, in a folder named by all that they follow from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, number: int) -> Path:
+        """Where a block is, or would be."""
+        return self.folder / f"{number:06d}.npy"
+
+    def done(self) -> list[int]:
+        """The numbers of the blocks that are there."""
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npy"))
+
+    def write(self, number: int, scores: np.ndarray) -> None:
+        """A block (videos, texts): there as a whole or not at all."""
+        with atomic_path(self.path(number)) as temporary, temporary.open("wb") as file:
+            np.save(file, scores)
+
+    def read(self, number: int) -> np.ndarray:
+        """A block that is there."""
+        return np.load(self.path(number), allow_pickle=False)
+
+    def remove(self) -> None:
+        """Delete all blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Remaining(Batches):
+    """The blocks of an evaluation that are not `done`, in order; each process takes its share of them."""
+
+    def __init__(self, size: int, batch: int, done: list[int], world: World) -> None:
+        super().__init__({"videos": size}, {"videos": batch}, train=False)
+        blocks: list[list[Draw]] = super().evaluation()
+        self.count = len(blocks)
+        self.numbers = sorted(set(range(len(blocks))) - set(done))[world.rank :: world.size]
+        self.mine = [blocks[number] for number in self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def evaluation(self) -> list[list[Draw]]:
+        """This process's blocks."""
+        return self.mine
+
+
+def fingerprint(model: RetrievalModel, config: Config, gallery: Gallery, txt: Tensor) -> str:
+    """What scores follow from, in 16 digits: weights, settings, tokens, and the videos' file."""
+    digest = hashlib.sha256()
+    tsv = gallery.clips.videos.tsv.path
+    settings = [getattr(config, key) for key in DECIDES]
+    data = [str(tsv.resolve()), tsv.stat().st_size, tsv.stat().st_mtime_ns, gallery.clips.names]
+    digest.update(json.dumps([settings, data]).encode())
+    for name, tensor in (("", txt), *sorted(model.state_dict().items())):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def token_rows(tokens: Tokens, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """ids and mask (M, X) of texts."""
+    rows = [tokens(text) for text in texts]
+    return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])
+
+
+@torch.inference_mode()
+def encode_texts(model: RetrievalModel, txt: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+    """(M, X) -> text tokens (M, X, D) on the device."""
+    parts = zip(txt.split(256), mask.split(256), strict=True)
+    return torch.cat([model.enc_txt(ids.to(device), part.to(device)) for ids, part in parts])
+
+
+def score_gallery(
+    model: RetrievalModel, config: Config, world: World, tokens: Tokens, gallery: Gallery
+) -> tuple[np.ndarray, Blocks]:
+    """Scores (videos, texts) of all pairs, and their blocks on disk; -inf for a video that cannot be read."""
+    model = model.to(world.device).eval()
+    txt, mask = token_rows(tokens, gallery.texts)
+    name = f"_scores_{config.task}_{fingerprint(model, config, gallery, txt)}"
+    blocks = Blocks(Path(config.path_output) / name)
+    if world.is_main and not config.resume_scores:
+        blocks.remove()
+    done: list[int] = world.gather(blocks.done() if world.is_main else [])[0]
+    # clips of one video differ in number from those of another
+    remaining = Remaining(
+        len(gallery.clips), 1 if config.multi_clip_testing else config.size_batch, done, world
+    )
+    if done:
+        log.info(
+            "%d of %d blocks of videos are there from before: %s", len(done), remaining.count, blocks.folder
+        )
+    new = score_blocks(model, config, world, gallery, remaining, blocks, (txt, mask))
+    scores: dict[int, np.ndarray] = {}
+    for part in world.gather(new):
+        scores |= part
+    scores |= world.gather({n: blocks.read(n) for n in done} if world.is_main else {})[0]
+    return np.concatenate([scores[number] for number in range(remaining.count)]), blocks
+
+
+@torch.inference_mode()
+def score_blocks(
+    model: RetrievalModel,
+    config: Config,
+    world: World,
+    gallery: Gallery,
+    remaining: Remaining,
+    blocks: Blocks,
+    words: tuple[Tensor, Tensor],
+) -> dict[int, np.ndarray]:
+    """This process's blocks, each written as soon as it is scored; texts go by length, which nobody sees."""
+    dtype, device = AMP.get(config.amp, torch.float32), world.device
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    order = words[1].sum(dim=1).argsort(stable=True)
+    txt, mask = (rows[order] for rows in words)
+    with autocast:
+        text = encode_texts(model, txt, mask, device)
+    scorer, mask = PairScorer(model, dtype), mask.to(device)
+    length = config.size_frame * (1 + (config.size_img // config.size_patch) ** 2) + txt.shape[1]
+    pairs = config.pair_batch or pairs_at_once(model, length, dtype, device)
+    mixture = Mixture({"videos": gallery.clips}, config.seed, train=False)
+    loader = Loader(mixture, remaining, config.n_workers, config.max_bad_ratio, pin=device.type != "cpu")
+    total = sum(map(len, remaining.mine)) * len(gallery.texts)
+    found = {}
+    with tqdm(total=total, desc="scores", unit="pair", unit_scale=True, disable=not world.is_main) as bar:
+        for number, batch in zip(remaining.numbers, loader.epoch(0), strict=True):
+            with autocast:
+                video = model.average(to_device(batch, device)["img"], config.size_batch)
+            block = np.empty((len(video), len(gallery.texts)), np.float32)
+            block[:, order.numpy()] = all_pairs(scorer, video, text, mask, pairs, bar.update).cpu().numpy()
+            block[~batch["valid"].numpy()] = -np.inf
+            blocks.write(number, block)
+            found[number] = block
+    return found
+
+
+def rank_rows(scores: np.ndarray, gallery: Gallery) -> list[dict[str, Any]]:
+    """For ranks.jsonl: each text's rank of its video and the best videos; then each video's of its texts."""
+    names, texts, owner = gallery.clips.names, gallery.texts, np.array(gallery.owner)
+    of_texts, of_videos = both_ways(scores, owner)
+    rows: list[dict[str, Any]] = []
+    for number, rank in enumerate(of_texts.tolist()):
+        best = [
+            {"video": names[i], "score": float(scores[i, number])}
+            for i in np.argsort(-scores[:, number], kind="stable")[:BEST]
+        ]
+        row = {"direction": "t2v", "text": texts[number], "video": names[owner[number]], "rank": rank}
+        rows.append({**row, "score": float(scores[owner[number], number]), "best": best})
+    for number, rank in enumerate(of_videos.tolist()):
+        best = [
+            {"text": texts[i], "video": names[owner[i]], "score": float(scores[number, i])}
+            for i in np.argsort(-scores[number], kind="stable")[:BEST]
+        ]
+        rows.append({"direction": "v2t", "video": names[number], "rank": rank, "best": best})
+    return rows
+
+
+def write_results(
+    folder: Path, scores: np.ndarray, rows: list[dict[str, Any]], figures: dict[str, float]
+) -> None:
+    """`scores.npy` (videos, texts), `ranks.jsonl` and `eval.jsonl` of a run's folder."""
+    with atomic_path(folder / "scores.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, scores)
+    with atomic_path(folder / "ranks.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with atomic_path(folder / "eval.jsonl") as temporary:
+        temporary.write_text(json.dumps(figures) + "\n")

@@ -1,0 +1,1 @@
+"""Frozen networks that compute the targets of masked visual modelling."""

@@ -1,0 +1,328 @@
+"""However processes share a training, its parameters are those of one process."""
+
+import functools
+import itertools
+import os
+import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.distributed import HashStore
+from torch.distributed.tensor import DTensor
+
+from agent import Agent, compile_encoders
+from engine.parallel import choose_parallel, choose_precision, joined, report
+from engine.processes import World, distributed, meet
+from engine.resume import load_model, load_optimizer, optimizer_state, whole
+from lib import Config, Mean, UserError, log
+from masking import mask_batch
+from model import Output, PretrainModel, Violet
+from tasks.qa.model import ChoiceModel
+from tasks.retrieval.model import RetrievalModel
+from tests.conftest import SWIN, tiny_bert
+from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
+from video_swin import Size
+
+ALONE = World(torch.device("cpu"))
+WAYS = {
+    "ddp": {},
+    "ddp, accumulated": {"accumulate": 2},
+    "zero1": {"parallel": "zero1"},
+    "fsdp": {"parallel": "fsdp"},
+    "fsdp, accumulated, activation checkpointing": {
+        "parallel": "fsdp",
+        "accumulate": 2,
+        "use_checkpoint": True,
+    },
+}
+
+
+def pretrain_batch(size: int = 8) -> dict:
+    """Every quarter hides as many words and patches: an accumulated gradient is the mean of its parts'.
+
+    Negatives are within a quarter, which is what a process can see of them.
+    """
+    generator = torch.Generator().manual_seed(3)
+    txt = torch.randint(5, 128, (size, 8), generator=generator)
+    txt[:, 0], txt[:, 7] = 2, 3
+    batch = {
+        "img": torch.randn(size, 2, 3, 32, 32, generator=generator, dtype=torch.double),
+        "txt": txt,
+        "mask": torch.ones_like(txt),
+        "valid": torch.ones(size, dtype=torch.bool),
+    }
+    quarter = part(batch, list(range(size // 4)))
+    masked = mask_batch(quarter, ["rm"], 0.6, SPECIAL, 32, generator)
+    mask, positions, hidden = (
+        torch.cat([tensor] * 4)
+        for tensor in (masked["mvm_mask"], masked["positions"], masked["ans_mlm"] >= 0)
+    )
+    assert mask.any() and hidden.any()
+    shown = (mask == 0)[:, :, None].repeat_interleave(32, 3).repeat_interleave(32, 4)
+    other = [(i + 1) % (size // 4) for i in range(size // 4)] * 4
+    return {
+        **batch,
+        "masked_img": batch["img"] * shown,
+        "masked_txt": txt.masked_fill(hidden, SPECIAL.mask),
+        "ans_mlm": txt.masked_fill(~hidden, -1),
+        "mvm_mask": mask,
+        "positions": positions,
+        "negatives": torch.tensor([n + i - i % (size // 4) for i, n in enumerate(other)])[:, None],
+        "id": [str(i) for i in range(size)],
+    }
+
+
+def caption_batch(size: int = 8) -> dict:
+    """Texts of different lengths; two of different halves are of one video (Deviation 14)."""
+    generator = torch.Generator().manual_seed(2)
+    txt = torch.randint(5, 128, (size, 8), generator=generator)
+    mask = (torch.arange(8) < torch.tensor([3 + i % 6 for i in range(size)])[:, None]).long()
+    return {
+        "img": torch.randn(size, 2, 3, 32, 32, generator=generator, dtype=torch.double),
+        "txt": txt * mask,
+        "mask": mask,
+        "video": torch.tensor([0, *range(1, size - 1), 0]),
+        "valid": torch.ones(size, dtype=torch.bool),
+        "id": [str(i) for i in range(size)],
+    }
+
+
+def question_batch(size: int = 8) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    txt = torch.randint(5, 128, (size, 3, 8), generator=generator)
+    return {
+        "img": torch.randn(size, 2, 3, 32, 32, generator=generator, dtype=torch.double),
+        "txt": txt,
+        "mask": torch.ones_like(txt),
+        "answer": torch.arange(size) % 3,
+        "valid": torch.ones(size, dtype=torch.bool),
+        "id": [str(i) for i in range(size)],
+    }
+
+
+BATCHES = {"pretrain": pretrain_batch, "questions": question_batch, "retrieval": caption_batch}
+
+
+def shares(batch: dict, rank: int, processes: int, accumulate: int) -> list[dict]:
+    """A process's batches of a step."""
+    size = len(batch["id"]) // processes // accumulate
+    starts = [(rank * accumulate + number) * size for number in range(accumulate)]
+    parts = [part(batch, list(range(start, start + size))) for start in starts]
+    return [
+        {**p, "negatives": p["negatives"] - start} if "negatives" in p else p
+        for p, start in zip(parts, starts, strict=True)
+    ]
+
+
+def make(kind: str, use_checkpoint: bool, world: World = ALONE) -> nn.Module:
+    """In double precision: Adam makes a step of its own out of a rounding error where a gradient is zero."""
+    arguments = (tiny_bert(), tiny_bert(), SWIN)
+    if kind == "questions":
+        return ChoiceModel(*arguments, use_checkpoint=use_checkpoint).double()
+    if kind == "retrieval":
+        return RetrievalModel(*arguments, world=world, pair_batch=5 if world.size > 1 else 0).double()
+    model = PretrainModel(*arguments, targets=["pixel", "hog"], use_checkpoint=use_checkpoint)
+    return model.double()
+
+
+def five_steps(folder: Path, world: World, kind: str, values: dict) -> dict[str, dict]:
+    """The figures and gradients of the first step, and the parameters after the fifth, shards joined."""
+    torch.manual_seed(world.rank)  # the processes begin with the parameters of the first
+    agent = agent_of(folder, make(kind, values.get("use_checkpoint", False), world), world, **values)
+    batches = shares(BATCHES[kind](), world.rank, world.size, agent.config.accumulate)
+    named = dict(agent.model.named_parameters())
+    for agent.step in range(1, 6):
+        agent.set_rates()
+        means = agent.train_step(batches)
+        if agent.step == 1:
+            figures = {name: mean.value.clone() for name, mean in means.items()}
+            gradients = {name: joint(p.grad) for name, p in named.items() if p.grad is not None}
+    parameters = {name: joint(p.detach()) for name, p in named.items()}
+    return {"figures": figures, "gradients": gradients, "parameters": parameters}
+
+
+def joint(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, its shards joined."""
+    return tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def on_two_processes(work) -> None:
+    """Do `work(world)` on two processes that begin with all that this one has imported."""
+    port, children = free_port(), []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            with distributed(Config(device="cpu")) as world:
+                work(world)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ways"),
+    [
+        ("pretrain", list(WAYS)),
+        ("questions", ["ddp", "zero1", "fsdp, accumulated, activation checkpointing"]),
+        ("retrieval", ["ddp", "zero1", "fsdp"]),
+    ],
+)
+def test_two_processes_train_as_one_whatever_they_share(tmp_path, kind, ways):
+    def work(world):
+        found = {way: five_steps(tmp_path, world, kind, WAYS[way]) for way in ways}
+        if world.is_main:
+            torch.save(found, tmp_path / "two.pt")
+
+    on_two_processes(work)
+    alone = five_steps(tmp_path, ALONE, kind, {})
+    found = torch.load(tmp_path / "two.pt", weights_only=True)
+    if kind == "pretrain":
+        found["accumulated"] = five_steps(tmp_path, ALONE, kind, {"accumulate": 4})
+        found["activation checkpointing"] = five_steps(tmp_path, ALONE, kind, {"use_checkpoint": True})
+    for way, values in found.items():
+        for what, wanted in alone.items():
+            assert values[what].keys() == wanted.keys()
+            for name, tensor in wanted.items():
+                worst = (values[what][name] - tensor).abs().max()
+                assert worst <= 1e-6 * max(1.0, tensor.abs().max()), f"{way}, {what}: {name} {worst:.1e}"
+
+
+@pytest.mark.parametrize("kinds", [("fsdp", "zero1"), ("zero1", "ddp")])
+def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds):
+    """What one way saved another goes on from, evaluation between them."""
+
+    def work(world):
+        wanted = five_steps(tmp_path, world, "pretrain", {})["parameters"]
+        torch.manual_seed(world.rank)
+        first, second = (agent_of(tmp_path, make("pretrain", False), world, parallel=kind) for kind in kinds)
+        batches = shares(pretrain_batch(), world.rank, world.size, 1)
+        model, moments = {}, {}
+        for number, agent in enumerate((first, second)):
+            if number:
+                load_model(agent.model, model)
+                load_optimizer(agent.optimizer, moments)
+            for agent.step in (range(1, 4), range(4, 6))[number]:
+                agent.model.train()
+                agent.set_rates()
+                agent.train_step(batches)
+            with joined(agent.model), torch.inference_mode():
+                for _ in range(1 + world.rank):  # as many batches as a process has
+                    agent.model.eval()(batches[0])
+            state = (
+                whole(agent.model.state_dict(), world.is_main),
+                optimizer_state(agent.optimizer, world.is_main),
+            )
+            model, moments = world.gather(state)[0]
+        for name, tensor in wanted.items():
+            assert (model[name] - tensor).abs().max() <= 1e-6 * max(1.0, tensor.abs().max()), name
+
+    on_two_processes(work)
+
+
+def test_a_group_that_is_started_again_does_not_meet_those_who_died():
+    store, groups = HashStore(), []
+    for first in (0, 1, 2, 1):  # who comes first may find what the group before has left
+        ranks = sorted(range(3), key=lambda rank: rank != first)
+        with ThreadPoolExecutor() as threads:
+            names = [threads.submit(meet, store, ranks[0], 3)]
+            wait(names, timeout=0.1)
+            names += [threads.submit(meet, store, rank, 3) for rank in ranks[1:]]
+            (group,) = {name.result(timeout=20) for name in names}
+        groups.append(group)
+    assert len(set(groups)) == 4
+
+
+def test_a_process_may_have_nothing_to_evaluate(tmp_path):
+    """Where a split has fewer batches than there are processes."""
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, batch):
+            return Output(losses={"error": Mean((batch["x"] * self.w).sum(), torch.tensor(len(batch["x"])))})
+
+    class Split:
+        batches = SimpleNamespace(sizes={"numbers": 2})
+
+        def __init__(self, rank):
+            self.items = [{"x": torch.tensor([1.0, 4.0]), "id": ["a", "b"]}][rank:]
+
+        def __len__(self):
+            return len(self.items)
+
+        def epoch(self, _):
+            return iter(self.items)
+
+    def work(world):
+        agent = Agent(tiny_config(tmp_path, size_epoch=0), world, Counted())
+        assert agent.fit(None, Split(world.rank)) == {"loss": 2.5, "error": 2.5}
+
+    on_two_processes(work)
+
+
+def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch):
+    config, two = Config(deepspeed=True), World(torch.device("cpu"), 0, 2)
+    assert (choose_precision(config, two.device), choose_parallel(config, two)) == ("bf16", "zero1")
+    assert choose_parallel(config, ALONE) == "none"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert choose_precision(config, torch.device("cuda")) == "fp16"
+    assert choose_precision(Config(deepspeed=True, amp="bf16"), torch.device("cuda")) == "bf16"
+    assert choose_precision(Config(), two.device) == "off"
+    with pytest.raises(UserError, match="set amp to bf16"):
+        choose_parallel(Config(parallel="fsdp", amp="fp16"), two)
+
+
+def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch):
+    """To the compiler's front end, where graphs break; what it generates of them takes minutes."""
+    monkeypatch.setattr(
+        nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
+    )
+    swin = Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.1)  # one shifted block among them
+    bert = tiny_bert(dropout=0.1)
+    plain, compiled = (Violet(bert, bert, swin, max_patches=4).eval() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compile_encoders(compiled)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+    img, txt = torch.randn(2, 3, 3, 16, 16), torch.randint(5, 128, (2, 6))
+    positions = torch.tensor([[0, 3], [5, 51]])
+    found = []
+    for model in (plain, compiled):
+        video, text = model.encode(img, txt, torch.ones_like(txt))
+        output = model.fuse(video, text, torch.ones_like(txt), positions)
+        output.sum().backward()
+        found.append((output, model.enc_img.emb_cls.grad))
+    torch.testing.assert_close(found[1], found[0])
+    compiled.train()
+    graphs = []
+    for words, read in [(7, 3), (8, 5), (6, 9), (7, 1), (9, 1), (8, 6)]:  # as the steps of a training
+        text, mask = torch.randn(2, words, 32), torch.ones(2, words)
+        compiled.fuse(video.detach(), text, mask, torch.arange(read).expand(2, -1)).sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_on_a_processor_that_only_emulates_it_is_warned_of(monkeypatch, has):
+    found = {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *_: warned.append(text))
+    report(Config(amp="bf16"), "none", "bf16", torch.device("cpu"))
+    assert len(warned) == (not has)

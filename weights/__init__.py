@@ -1,0 +1,1 @@
+"""Files of tensors, checkpoints, published weights, and what a config needs."""
