@@ -34,6 +34,8 @@ from engine.processes import World
 from engine.profiling import Profile
 from engine.recorder import Averages, Recorder, stack
 from engine.resume import (
+    AGAIN,
+    PROGRESS,
     Saver,
     load_model,
     load_optimizer,
@@ -44,16 +46,15 @@ from engine.resume import (
     whole,
     write_tensors,
 )
-from engine.runs import BEFORE, FINISHED, STATE, open_run
+from engine.runs import BEFORE, FINISHED, STATE, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stop, obeyed
-from lib import Config, Mean, UserError, log
+from engine.signals import Stalled, Stop, obeyed
+from lib import Config, Mean, UserError, log, reading
 from media.frames import normalise
 from model import Batch, Output
 
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
-PROGRESS = ("step", "total", "epoch", "batches", "figures", "kept")  # of an Agent: how far a run has come
 
 
 # --------------------------------------------------------------------------------------- parts of a step
@@ -165,6 +166,7 @@ class Agent:
                 self.figures = self.evaluate_all(loaders, epoch=0)
             if train is not None:
                 self.train(train, loaders, best)
+            self.check_written()
         return self.kept or self.figures
 
     @contextlib.contextmanager
@@ -189,7 +191,7 @@ class Agent:
     def train(self, train: Loader, loaders: Mapping[str, Loader], best: str) -> None:
         """Every epoch that is left, or what is left of it, each with its evaluation."""
         if not self.run.resumed:
-            self.save_state()
+            self.save_first_state()
         while self.step < self.total or self.batches:
             self.train_epoch(train)
             if self.epoch % self.config.eval_every == 0 or self.step >= self.total:
@@ -217,7 +219,7 @@ class Agent:
         stream = loader.epoch(self.epoch, self.batches)
         while self.step < self.total:
             with self.recorder.waiting():
-                batches = list(itertools.islice(stream, self.config.accumulate))
+                batches = list(itertools.islice(self.received(stream), self.config.accumulate))
             if not batches:
                 break
             rates = self.set_rates()
@@ -246,6 +248,19 @@ class Agent:
             self.save_state()
         if agreed == STOP:
             self.leave()
+
+    def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; a run that is asked to stop does not wait for one that does not come."""
+        while True:
+            try:
+                with self.stop.waiting():
+                    batch = next(stream, None)
+            except Stalled:
+                log.error("no batch has come since this process was asked to stop: it stops without one")
+                self.leave()
+            if batch is None:
+                return
+            yield batch
 
     def leave(self) -> None:
         """End the program once everything is written."""
@@ -334,7 +349,7 @@ class Agent:
         predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
         for number, batch in enumerate(
-            tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
+            tqdm(self.received(loader.epoch(0)), "evaluation", len(loader), leave=False, disable=quiet)
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
@@ -404,6 +419,19 @@ class Agent:
             )
         self.saved = time.monotonic()
 
+    def save_first_state(self) -> None:
+        """As `save_state`; a run of which nothing can be saved is not begun. Raises `UserError`."""
+        self.save_state()
+        self.saver.wait()
+        self.check_written(self.world.gather(self.saver.failed)[0])
+
+    def check_written(self, failed: Mapping[Path, str] | None = None) -> None:
+        """Raise `UserError` if something is not on the disk that should be."""
+        self.saver.wait()
+        if failed := self.saver.failed if failed is None else failed:
+            named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
+            raise UserError(f"not written: {named}. Make room, or name another place by --path_output.")
+
     def restore(self) -> dict[str, Any]:
         """Go back to the state in the run's folder; returns what had been recorded."""
         state = read_state(self.folder, self.world)
@@ -412,10 +440,13 @@ class Agent:
                 f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
                 f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
-        load_model(self.model, state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        load_random_states(state["random"][self.world.rank], self.world.device)
+        with reading(self.folder / STATE, "the state of this run", AGAIN):
+            load_model(self.model, state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            load_random_states(state["random"][self.world.rank], self.world.device)
+        if self.world.is_main:
+            reopen(self.folder)
         total = self.total
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import av
 from PIL import Image, ImageOps
 
+from lib import unsuitable
+
 IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SAME = 1e-4  # seconds within which two times are one
 APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
@@ -23,6 +25,8 @@ SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders 
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
+# lists and scripts that lead to other files or addresses are no videos
+FORMATS = {"format_whitelist": "", "protocol_whitelist": "file"}
 
 
 class Frame(NamedTuple):
@@ -93,7 +97,12 @@ def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its main video stream, decoded by one thread: other processes use the other cores."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    if wrong := unsuitable(path):
+        raise ValueError(wrong)
+    with (
+        path.open("rb") as file,  # not its name, which could be an address or lead on to other files
+        av.open(file, metadata_errors="replace", options=FORMATS) as container,
+    ):
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError("no video stream in it")

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, read_yaml
 from video_swin import weights_path
 from weights.published import published
 
@@ -145,12 +143,13 @@ def corpora(config: Config) -> Iterator[Need]:
 def named_in(path: Path) -> list[Path]:
     """The files that a corpus's YAML names; none where it cannot be read, which its reader reports."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_yaml(path)
+    except UserError:
         return []
     content = content if isinstance(content, dict) else {}
-    names = [content.get(key) or [] for key in ("img", "caption", "caption_linelist")]
-    flat = [name for item in names for name in ([item] if isinstance(item, str) else item)]
+    names = [content.get(key) for key in ("img", "caption", "caption_linelist")]
+    listed = [name for item in names for name in (item if isinstance(item, list) else [item])]
+    flat = [name for name in listed if isinstance(name, str) and "\0" not in name]
     return [path.parent / name if (path.parent / name).exists() else Path(name) for name in flat]
 
 
