@@ -453,6 +453,7 @@ def _umask() -> int:
 
 # ------------------------------------------------------------------------- one line for whatever goes wrong
 
+EMPTY = "it is empty"
 DEEPEST = 100  # levels of lists and dicts within one another that a file of text may have
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 DISK += (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
@@ -512,9 +513,11 @@ def unsuitable(path: Path) -> str:
         if not stat.S_ISREG(kind):
             return "it is a pipe, a socket or a device, not a file"
         if not size:
-            return "it is empty"
+            return EMPTY
         with path.open("rb") as file:
             start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except FileNotFoundError:
+        return "it does not exist (No such file)"
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
     if re.match(rb"<(!doctype html|html|head|body|\?xml)", start, re.IGNORECASE):
@@ -584,7 +587,7 @@ def read_yaml(path: Path, todo: str = "correct it, see _data/README.md") -> Any:
 
 def check_file(path: Path, most: int = 1 << 31) -> None:
     """Raise `ValueError` if a path is no regular file, or has more bytes than such a file ever has."""
-    if wrong := unsuitable(path):
+    if (wrong := unsuitable(path)) and wrong != EMPTY:
         raise ValueError(wrong)
     if path.stat().st_size > most:
         raise ValueError(f"it has {path.stat().st_size} bytes, more than the {most} of any such file")

@@ -92,7 +92,11 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
         own = parameters[number]
         for name in ("exp_avg", "exp_avg_sq"):
             check_tensor(f"the optimiser's {name} of parameter {number}", entry[name], own)
-        if not isinstance(entry["step"], Tensor) or entry["step"].dim() or entry["step"].dtype != torch.float32:
+        if (
+            not isinstance(entry["step"], Tensor)
+            or entry["step"].dim()
+            or entry["step"].dtype != torch.float32
+        ):
             raise ValueError(f"the optimiser's step of parameter {number} is no number")
         moments[number] = {
             "step": entry["step"].clone(),

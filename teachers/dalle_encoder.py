@@ -96,4 +96,3 @@ def load_dalle(path: str | Path) -> DalleEncoder:
     encoder = DalleEncoder(*sizes)
     load_tensors(encoder, tensors, source=str(path))
     return encoder
-

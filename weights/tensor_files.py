@@ -44,7 +44,11 @@ STORAGES = {
 }
 # where a state dict may be within a file, in this order; the first that holds tensors is taken
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
-PREFIXES = ("module.", "model.", "_orig_mod.")  # which DistributedDataParallel, trainers and torch.compile add
+PREFIXES = (
+    "module.",
+    "model.",
+    "_orig_mod.",
+)  # which DistributedDataParallel, trainers and torch.compile add
 DEEPSPEED = "mp_rank_00_model_states.pt"
 TODO = "fetch or save it again"
 
@@ -96,7 +100,9 @@ def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("module."): tensor for key, tensor in named.items()}
 
 
-def module_tensors(module: Foreign, prefix: str = "", outer: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+def module_tensors(
+    module: Foreign, prefix: str = "", outer: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
     """Parameters and buffers of a pickled module and of those within it, by their names in a state dict."""
     if id(module) in outer or len(outer) > 50:
         raise ValueError(f"the module {prefix}{module.name} contains itself, or is nested too deep")
@@ -203,7 +209,9 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = file.read(min(length, size))
-        ends = [int(end) for end in re.findall(rb'"data_offsets"\s*:\s*\[\s*\d{1,18}\s*,\s*(\d{1,18})', header)]
+        ends = [
+            int(end) for end in re.findall(rb'"data_offsets"\s*:\s*\[\s*\d{1,18}\s*,\s*(\d{1,18})', header)
+        ]
         if 8 + length + max(ends, default=0) > size:
             raise ValueError(f"it is cut off ({size} bytes), or its header claims too much") from error
         raise ValueError("its header is damaged") from error
@@ -423,4 +431,3 @@ BUILT: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": rebuild_subclass,
     "torch.Size": tuple,
 }
-
