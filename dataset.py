@@ -5,6 +5,8 @@ collated to {"img": (B, T, 3, H, W), "txt": (B, X), "mask": (B, X), "valid": (B,
 File formats are defined in `_data/README.md`.
 """
 
+import contextlib
+import functools
 import json
 import math
 import os
@@ -20,11 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
+from batch import SpecialTokens
 from engine.memory import give_back_freed_memory
 from engine.processes import World
 from engine.signals import ignored
 from lib import Config, UserError, log
-from masking import SpecialTokens
+from masking import NEGATIVES
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Tsv
 
@@ -169,9 +172,7 @@ class PretrainCorpus:
 
     def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
         """One pair; `random` None is evaluation. Raises `BadRow`."""
-        source, row, number = (int(value) for value in self.pairs[index])
-        if not 0 <= source < len(self.images):
-            raise BadRow(f"{self.path} pair {index}: there is no source {source}.")
+        source, row, number = self.place(index)
         fields = self.images[source][row]
         name = fields[0].decode(errors="replace")
         try:
@@ -182,7 +183,20 @@ class PretrainCorpus:
             where = f"{self.images[source].path} row {row} ({name})"
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
-        return {"img": img, "txt": txt, "mask": mask, "id": name}
+        others = self.others(index) if random is None else {}
+        return {"img": img, "txt": txt, "mask": mask, "id": name, **others}
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Source, row and caption number of a pair; raises `BadRow` where there is no such source."""
+        source, row, number = (int(value) for value in self.pairs[index])
+        if not 0 <= source < len(self.images):
+            raise BadRow(f"{self.path} pair {index}: there is no source {source}.")
+        return source, row, number
+
+    def text(self, index: int) -> str:
+        """The caption of a pair; raises `BadRow`."""
+        source, row, number = self.place(index)
+        return self.caption(source, row, number, self.images[source][row][0].decode(errors="replace"))
 
     def caption(self, source: int, row: int, number: int, name: str) -> str:
         """A caption of the row of that id; raises `BadRow` where there is none."""
@@ -198,11 +212,36 @@ class PretrainCorpus:
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
 
+    def others(self, index: int) -> dict[str, Tensor]:
+        """Texts of other clips of the split, for video-text matching in evaluation: min(clips, 4) - 1.
+
+        They follow from the pair's number alone, whatever else is in its batch.
+        """
+        own, rows = self.pairs[index, :2], self.first_pairs
+        number, found = min(NEGATIVES, len(rows) - 1), []
+        for other in np.random.default_rng(index).permutation(rows).tolist():
+            if len(found) == number:
+                break
+            if (self.pairs[other, :2] != own).any():
+                with contextlib.suppress(BadRow):  # reported when its own turn comes
+                    found.append(self.tokens(self.text(other)))
+        found += [self.tokens("")] * (number - len(found))
+        if not found:
+            return {"other_txt": torch.zeros(0, self.tokens.size, dtype=torch.long),
+                    "other_mask": torch.zeros(0, self.tokens.size, dtype=torch.long)}  # fmt: skip
+        txt, mask = zip(*found, strict=True)
+        return {"other_txt": torch.stack(txt), "other_mask": torch.stack(mask)}
+
+    @functools.cached_property
+    def first_pairs(self) -> np.ndarray:
+        """The number of each clip's first pair."""
+        return np.unique(self.pairs[:, :2], axis=0, return_index=True)[1]
+
     def blank(self, index: int) -> dict[str, Any]:
-        """What stands in for a pair that cannot be read in evaluation."""
+        """The stand-in for a pair that cannot be read in evaluation."""
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
-        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False}
+        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
-from torch import Tensor
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
     from typing import TypeAlias
@@ -324,22 +323,6 @@ def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
     changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
     if changed:
         log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
-
-
-# ------------------------------------------------------------------------------------------------- means
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean in two parts, so that it can be joined with others: over batches, over processes."""
-
-    total: Tensor
-    count: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """The mean as a scalar; 0 if there is nothing to take it over."""
-        return self.total / self.count.clamp(min=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- files

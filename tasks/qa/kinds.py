@@ -6,9 +6,9 @@ then the question.
 
 from collections.abc import Sequence
 
+from batch import SpecialTokens
 from dataset import Tokens
 from lib import UserError
-from masking import SpecialTokens
 from tasks.qa.questions import Ids, Item, Questions, Text
 
 INSERT_AT = 10  # the token before which `mask_pos` insert puts [MASK]

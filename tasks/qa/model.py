@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from transformers import BertConfig
 
 from agent import Agent
+from batch import Batch, Mean, Output
 from dataset import Loader, Tokens
 from engine.processes import World
-from lib import Config, Mean
-from model import Batch, MlmHead, Output, Violet, encoder_arguments, matching_head, start
+from lib import Config
+from model import MlmHead, Violet, encoder_arguments, matching_head, start
 from tasks.qa.metric import accuracy
 from tasks.qa.questions import describe
 from video_swin import Size

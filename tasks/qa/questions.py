@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
 from engine.processes import World
 from lib import Config, UserError, log
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Videos
-from model import Batch, Output
 
 Item = dict[str, Any]
 Ids = list[int]

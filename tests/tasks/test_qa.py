@@ -15,9 +15,10 @@ import main_qamc_tsv_mlm_gen_ans_idx
 import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 from agent import Agent
+from batch import Mean, Output
 from engine.processes import World
-from lib import Config, Mean, UserError
-from model import Output, PretrainModel
+from lib import Config, UserError
+from model import PretrainModel
 from tasks.qa.metric import accuracy, interval
 from tasks.qa.model import TASKS, ChoiceModel, MaskModel
 from tasks.qa.questions import without_padding
