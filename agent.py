@@ -50,7 +50,6 @@ from engine.runs import BEFORE, FINISHED, STATE, open_run
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
 from engine.signals import Stop, obeyed
 from lib import Config, UserError, log
-from masking import Source
 from media.frames import normalise
 
 Row = dict[str, Any]  # of the predictions file
@@ -116,8 +115,8 @@ def write_text(path: Path, content: str) -> None:
 class Agent:
     """Trains and evaluates one model: the loop of every script.
 
-    `prepare(batch, generator)` adds to a batch on the device what the model asks for beyond the data, such
-    as masks. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
+    `prepare(batch, generator)` adds masks and the like to a batch on the device; in evaluation `generator` is
+    None. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
     split)` makes figures of those of all processes, so that they are the same on any number of them.
     """
 
@@ -126,7 +125,7 @@ class Agent:
         config: Config,
         world: World,
         model: nn.Module,
-        prepare: Callable[[Batch, Source], Batch] = lambda batch, _: batch,
+        prepare: Callable[[Batch, Generator | None], Batch] = lambda batch, _: batch,
         describe: Callable[[Batch, Output], Sequence[Row]] = lambda *_: [],
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
         timers: Callable[[], dict[str, float]] = dict,
@@ -346,8 +345,7 @@ class Agent:
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
-                seeds = sample_seeds(batch, self.config.seed)
-                batch = self.prepare(to_device(batch, self.world.device), seeds)
+                batch = self.prepare(to_device(batch, self.world.device), None)
                 output: Output = self.model(batch)
             averages.add(output)
             if len(loader.batches.sizes) > 1:

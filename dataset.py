@@ -76,6 +76,11 @@ class Tokens:
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
         return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else -1
 
+    def exact(self, word: str) -> int:
+        """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
+        found = self.tokenizer.convert_tokens_to_ids(word)
+        return -1 if found in (None, self.tokenizer.unk_token_id) else found
+
     def check(self, vocabulary: int, positions: int) -> None:
         """Raise `UserError` if a text encoder of that size has no embedding for some token or position."""
         if self.size > positions:
@@ -296,6 +301,9 @@ class Batches(Sampler[list[Draw]]):
     also where video-text matching finds its other texts); batch k is the same whatever the number of
     processes, and process r takes the batches r, r + n, ...
 
+    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has what
+    remains, and a few samples come twice where processes do not divide their number.
+
     In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
     processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.
     """
@@ -309,13 +317,14 @@ class Batches(Sampler[list[Draw]]):
         rank: int = 0,
         processes: int = 1,
         pools: Mapping[str, Sequence[np.ndarray]] | None = None,
+        keep_last: bool = False,
     ) -> None:
-        self.sizes, self.train, self.seed = dict(sizes), train, seed
+        self.sizes, self.train, self.seed, self.keep_last = dict(sizes), train, seed, keep_last
         self.rank, self.processes, self.epoch, self.skip = rank, processes, 0, 0
         self.batch_sizes = dict(batch_sizes)
         self.pools = {name: [torch.arange(size)] for name, size in sizes.items()}
         self.pools |= {name: [torch.from_numpy(p) for p in parts] for name, parts in (pools or {}).items()}
-        if train:  # a corpus that is smaller than a batch is one batch
+        if train and not keep_last:  # a corpus that is smaller than a batch is one batch
             for name, parts in self.pools.items():
                 least = min(len(part) * len(parts) for part in parts)
                 if least < processes:
@@ -330,6 +339,9 @@ class Batches(Sampler[list[Draw]]):
 
     def steps(self, name: str) -> int:
         """Training batches of a corpus in an epoch: as many as the smallest pool has for its processes."""
+        if self.keep_last:
+            share = math.ceil(self.sizes[name] / self.processes)
+            return math.ceil(share / self.batch_sizes[name])
         parts = self.pools[name]
         return min(len(p) for p in parts) // (self.batch_sizes[name] * self.processes // len(parts))
 
@@ -339,14 +351,28 @@ class Batches(Sampler[list[Draw]]):
     def training(self) -> list[list[Draw]]:
         """This process's batches of the epoch."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        batches = []
-        for name, parts in self.pools.items():
-            orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
-            steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
-            pool, place = divmod(self.rank, processes)
-            mine = orders[pool][: steps * each * processes].view(steps, processes, each)[:, place]
-            batches += [[Draw(name, self.epoch, index) for index in row] for row in mine.tolist()]
+        split = self.all_samples if self.keep_last else self.whole_batches
+        batches = [
+            [Draw(name, self.epoch, index) for index in row]
+            for name in self.pools
+            for row in split(name, generator)
+        ]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def whole_batches(self, name: str, generator: torch.Generator) -> list[list[int]]:
+        """This process's share of a corpus in random order, without the rest that fills no batch."""
+        parts = self.pools[name]
+        orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
+        steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
+        pool, place = divmod(self.rank, processes)
+        return orders[pool][: steps * each * processes].view(steps, processes, each)[:, place].tolist()
+
+    def all_samples(self, name: str, generator: torch.Generator) -> list[list[int]]:
+        """As `whole_batches`, with all samples, the first ones again where processes do not divide them."""
+        size = self.sizes[name]
+        order, share = torch.randperm(size, generator=generator), math.ceil(size / self.processes)
+        mine = order.repeat(self.processes)[: share * self.processes][self.rank :: self.processes]
+        return [part.tolist() for part in mine.split(self.batch_sizes[name])]
 
     def evaluation(self) -> list[list[Draw]]:
         """This process's share of all batches."""

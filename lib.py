@@ -123,6 +123,9 @@ class Config:
     """questions of the published test split, for accuracy over those without a video too"""
     mask_pos: Literal["append", "prepend", "insert", "replace"] = "append"
     """where a question gets its [MASK]"""
+    text_rules: Literal["published", "fixed"] = "published"
+    """how a text is cut and where its prompt goes: published, as released checkpoints were trained,
+    or fixed, so that no text loses its [MASK], [SEP] or options"""
     reinit_head: bool = False
     """start the prediction head anew instead of from the checkpoint"""
     freeze_violet: bool = False
@@ -155,8 +158,8 @@ class Config:
     """patches a side that the position embeddings provide for"""
     img_transform: Names = field(default_factory=lambda: ["img_rand_crop"])
     """one drawn per sample: img_rand_crop vid_rand_crop img_center_crop pad_resize"""
-    data_ratio: ClosedUnitInterval = 1.0
-    """share of the training videos that is used"""
+    data_ratio: NonNegativeFloat = 1.0
+    """share of the training videos that is used; above 1, their number"""
     max_bad_ratio: ClosedUnitInterval = 0.01
     """share of unreadable rows beyond which a run stops"""
     n_workers: NonNegativeInt = 4

@@ -396,6 +396,22 @@ def test_corpora_are_mixed_by_size_and_in_step_across_processes():
     assert batches_of(2, True, {"a": 160, "b": 43}, epoch=1)[0] != first
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 7, 12, 13])
+def test_fine_tuning_keeps_the_last_batch_as_published(size, processes):
+    parts = []
+    for rank in range(processes):
+        batches = Batches({"train": size}, {"train": 4}, True, 0, rank, processes, keep_last=True)
+        batches.epoch = 3
+        rows = list(batches)
+        share = -(-size // processes)
+        assert len(batches) == len(rows) == -(-share // 4)
+        assert sorted(map(len, rows), reverse=True)[:-1] == [4] * (len(rows) - 1)
+        parts.append([draw.index for row in rows for draw in row])
+        assert len(parts[-1]) == share
+    assert {index for part in parts for index in part} == set(range(size))
+
+
 def test_a_corpus_smaller_than_a_batch_is_drawn():
     (parts,) = batches_of(1, True, {"a": 40, "b": 3})
     assert sum(b[0].corpus == "b" for b in parts) == 1

@@ -212,6 +212,7 @@ def test_attended_masking_hides_words_and_patches_but_nothing_special():
     batch = make_batch()
     video = 4 * 5
     attention = torch.rand(6, video + 10)
+    attention[:, video:] += 2  # of each text some word is drawn
     masked = mask_batch(batch, ["am"], 0.3, SPECIAL, 32, generator(), attention)
     words, patches = masked["ans_mlm"] >= 0, masked["mvm_mask"].flatten(1)
     assert not words[batch["txt"] <= 4].any()
