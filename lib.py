@@ -482,6 +482,8 @@ def words_of(error: BaseException) -> str:
         return f"the text is not UTF-8 (byte {error.start})"
     if isinstance(error, RecursionError):
         return "lists or dicts are nested too deep, or contain themselves"
+    if isinstance(error, KeyError | IndexError | TypeError | AttributeError):
+        return "it is damaged, or of another form"
     if isinstance(error, MemoryError):
         return "more memory is claimed than there is"
     if isinstance(error, OSError) and error.strerror:

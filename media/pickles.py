@@ -24,6 +24,10 @@ HARMLESS = (  # of the standard library; whatever else of it a file asks for is 
 OLDER = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules under their names of Python 2
 
 
+class Refused(ValueError):
+    """Why a pickle, or a value in it, is not taken: a reason for the user."""
+
+
 class Name(NamedTuple):
     """A class or function that a pickle names."""
 
@@ -50,7 +54,7 @@ def pairs(items: Any = ()) -> dict[Any, Any]:
 def encoded(text: str, encoding: str = "latin1") -> bytes:
     """Bytes, as protocol 2 stores them."""
     if encoding != "latin1":
-        raise ValueError(f"bytes in the encoding {encoding!r}")
+        raise Refused(f"bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -68,9 +72,9 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def name_of(kind: Any) -> str:
-    """The name of what is to be made; raises `ValueError` for a value that is no name."""
+    """The name of what is to be made; raises `Refused` for a value that is no name."""
     if not isinstance(kind, Name):
-        raise ValueError(f"it calls a {type(kind).__name__}")
+        raise Refused(f"it calls a {type(kind).__name__}")
     return kind.name
 
 
@@ -91,14 +95,23 @@ class Machine:
     """names of what was not built, and how often"""
 
     def load(self, stream: Any) -> Any:
-        """The content of bytes, or of a file from where it is on; raises `ValueError` and others."""
+        """The content of bytes, or of a file from where it is on. Raises `Refused`."""
+        try:
+            return self._load(stream)
+        except Refused:
+            raise
+        except Exception as error:  # operations without their values, arguments of other types, texts cut off
+            cut = any(word in str(error) for word in ("exhausted", "expected", "not enough"))
+            raise Refused(f"its pickle is {'cut off' if cut else 'damaged'}") from error
+
+    def _load(self, stream: Any) -> Any:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             name = operation.name
             if count > MOST:
-                raise ValueError(f"its pickle has more than {MOST} operations")
+                raise Refused(f"its pickle has more than {MOST} operations")
             if name in PUSHED:
                 self.stack.append(argument)
             elif name in MADE:
@@ -106,14 +119,14 @@ class Machine:
             elif act := getattr(self, f"do_{name.lower()}", None):
                 act(argument)
             elif name not in ("PROTO", "FRAME", "STOP"):
-                raise ValueError(f"its pickle has the operation {name}")
+                raise Refused(f"its pickle has the operation {name}")
         return self.stack.pop()
 
     def make(self, kind: Any, arguments: Any) -> Any:
         """What `kind` makes of the arguments: built by us, or `Foreign`."""
         name = name_of(kind)
         if not isinstance(arguments, tuple):
-            raise ValueError(f"the arguments of {name} are no tuple")
+            raise Refused(f"the arguments of {name} are no tuple")
         builder = self.builders.get(name) or BUILDERS.get(name)
         if builder:
             return builder(*arguments)
@@ -121,11 +134,11 @@ class Machine:
         return Foreign(name, arguments)
 
     def named(self, module: str, name: str) -> Name:
-        """A class or function; raises `ValueError` where it could run something, were it called."""
+        """A class or function; raises `Refused` where it could run something, were it called."""
         module = OLDER.get(module, module)
         path, root = f"{module}.{name}", module.partition(".")[0]
         if path not in HARMLESS and (root in sys.stdlib_module_names or root in ("commands", "popen2")):
-            raise ValueError(f"it asks for {path}, which could run code")
+            raise Refused(f"it asks for {path}, which could run code")
         return Name(path)
 
     def after_mark(self) -> list[Any]:
@@ -250,7 +263,7 @@ class Machine:
 
     def do_persid(self, key: Any) -> None:
         if self.persistent is None:
-            raise ValueError("it leads to data outside of it")
+            raise Refused("it leads to data outside of it")
         self.stack.append(self.persistent(key))
 
     def do_binpersid(self, _: Any) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lib import UserError, check_file, log, reading, shown
-from media.pickles import Foreign, Machine, Name
+from media.pickles import Foreign, Machine, Name, Refused
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save began before 1.6
 ENDIAN = b"little"
@@ -66,11 +66,11 @@ def read_tensors(path: str | Path, what: str = "a checkpoint of tensors") -> dic
         place, state = state_dict_in(content)
         for name, value in state.items():
             if isinstance(value, Foreign) and "_rebuild_" in value.name:
-                raise ValueError(f"{name} is not a plain tensor ({value.name})")
+                raise Refused(f"{name} is not a plain tensor ({value.name})")
         tensors = without_prefixes({str(k): v for k, v in state.items() if isinstance(v, Tensor)})
         if not tensors:
             keys = ", ".join(shown(str(key)) for key in list(state)[:5])
-            raise ValueError(f"it holds no tensors (its keys: {keys or 'none'}): it is not a state dict")
+            raise Refused(f"it holds no tensors (its keys: {keys or 'none'}): it is not a state dict")
     if place:
         log.info("%s: its tensors are those under %s", path, place)
     if foreign:
@@ -105,7 +105,7 @@ def module_tensors(
 ) -> Iterator[tuple[str, Any]]:
     """Parameters and buffers of a pickled module and of those within it, by their names in a state dict."""
     if id(module) in outer or len(outer) > 50:
-        raise ValueError(f"the module {prefix}{module.name} contains itself, or is nested too deep")
+        raise Refused(f"the module {prefix}{module.name} contains itself, or is nested too deep")
     content = module.state if isinstance(module.state, dict) else {}
     for part in ("_parameters", "_buffers"):
         for name, value in dict(content.get(part) or {}).items():
@@ -185,8 +185,8 @@ def load_file_of_tensors(path: Path) -> tuple[Any, dict[str, int]]:
     if start.startswith(b"\x80"):
         check_file(path, most=1 << 26)
         Machine().load(path.read_bytes())  # which says if it asks for more than data
-        raise ValueError("it is a pickle that torch.save did not write")
-    raise ValueError(other_format(start, path.stat().st_size))
+        raise Refused("it is a pickle that torch.save did not write")
+    raise Refused(other_format(start, path.stat().st_size))
 
 
 def other_format(start: bytes, size: int) -> str:
@@ -213,8 +213,8 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
             int(end) for end in re.findall(rb'"data_offsets"\s*:\s*\[\s*\d{1,18}\s*,\s*(\d{1,18})', header)
         ]
         if 8 + length + max(ends, default=0) > size:
-            raise ValueError(f"it is cut off ({size} bytes), or its header claims too much") from error
-        raise ValueError("its header is damaged") from error
+            raise Refused(f"it is cut off ({size} bytes), or its header claims too much") from error
+        raise Refused("its header is damaged") from error
 
 
 def load_archive(path: Path) -> tuple[Any, dict[str, int]]:
@@ -224,46 +224,46 @@ def load_archive(path: Path) -> tuple[Any, dict[str, int]]:
             parts = {info.filename: info for info in archive.infolist()}
             content = next((name for name in parts if name.split("/")[-1] == "data.pkl"), None)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"it is cut off ({path.stat().st_size} bytes), or its end is damaged") from error
+        raise Refused(f"it is cut off ({path.stat().st_size} bytes), or its end is damaged") from error
     check_parts(list(parts.values()), path.stat().st_size)
     if content is None:
-        raise ValueError("it is a zip archive that torch.save did not write")
+        raise Refused("it is a zip archive that torch.save did not write")
     data = np.memmap(path, np.uint8, "c")
     places = {name: place_of(info, data) for name, info in parts.items()}
     folder = content.removesuffix("data.pkl")
     if (order := places.get(f"{folder}byteorder")) and data[slice(*order)].tobytes() != ENDIAN:
-        raise ValueError("its numbers are stored in the byte order of another kind of machine")
+        raise Refused("its numbers are stored in the byte order of another kind of machine")
     if f"{folder}constants.pkl" in parts:
-        raise ValueError("it is a TorchScript program: save its state_dict() instead")
+        raise Refused("it is a TorchScript program: save its state_dict() instead")
     storages = Storages(data, lambda key: places[f"{folder}data/{key}"])
     machine = Machine(BUILT, storages.find)
     return machine.load(data[slice(*places[content])].tobytes()), machine.foreign
 
 
 def check_parts(parts: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise `ValueError` where parts are packed or claim more than the file has.
+    """Raise `Refused` where parts are packed or claim more than the file has.
 
     torch stores them as they are: a packed part may be small here and endless in memory.
     """
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise ValueError("its parts are compressed, which torch does not do")
+        raise Refused("its parts are compressed, which torch does not do")
     claimed = sum(part.file_size for part in parts)
     if claimed > size:
-        raise ValueError(f"it claims {claimed} bytes and has {size}")
+        raise Refused(f"it claims {claimed} bytes and has {size}")
 
 
 def place_of(part: zipfile.ZipInfo, data: np.ndarray) -> tuple[int, int]:
-    """First byte of a part's content, and that after its last; raises `ValueError` if its checksum differs."""
+    """First byte of a part's content, and that after its last; raises `Refused` if its checksum differs."""
     head = data[part.header_offset : part.header_offset + 30].tobytes()
     name = part.filename.encode()
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
-        raise ValueError(f"it is damaged: {part.filename} is not where it should be")
+        raise Refused(f"it is damaged: {part.filename} is not where it should be")
     lengths = struct.unpack("<HH", head[26:])
     start = part.header_offset + 30 + sum(lengths)
     end = start + part.file_size
     stored = data[part.header_offset + 30 : part.header_offset + 30 + lengths[0]].tobytes()
     if stored != name or end > len(data) or zlib.crc32(data[start:end]) != part.CRC:
-        raise ValueError(f"it is damaged: the checksum of {part.filename} is another")
+        raise Refused(f"it is damaged: the checksum of {part.filename} is another")
     return start, end
 
 
@@ -283,9 +283,9 @@ def load_legacy(path: Path) -> tuple[Any, dict[str, int]]:
             begin, claims = stream.tell(), Claims()
             Machine({name: lambda *_: None for name in BUILT}, claims.find).load(stream)
             places = claims.places(Machine().load(stream), stream.tell(), size)
-        except (ValueError, IndexError) as error:
-            if "exhausted" in str(error) or "expected" in str(error):  # the words of pickletools
-                raise ValueError(f"it is cut off ({size} bytes)") from error
+        except Refused as error:
+            if "cut off" in str(error):
+                raise Refused(f"it is cut off ({size} bytes)") from error
             raise
         stream.seek(begin)
         storages = Storages(data, places.__getitem__)
@@ -307,19 +307,19 @@ class Storage:
 def storage_key(key: Any) -> tuple[torch.dtype, str, int, int, int] | None:
     """("storage", type, key, location, numbers[, view]) -> type, key, numbers, and a view's start and numbers.
 
-    None for a type that is not known. Raises `ValueError` for anything else.
+    None for a type that is not known. Raises `Refused` for anything else.
     """
     if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
-        raise ValueError("it refers to data that are no storage")
+        raise Refused("it refers to data that are no storage")
     name = key[1].name if isinstance(key[1], Name) else ""
     kind = re.fullmatch(r"torch\.(?:storage\.|cuda\.)?(\w+?)(?:Typed)?Storage", name)
     if not kind or kind[1] not in STORAGES:
         return None
     _, start, view = key[5] if len(key) > 5 and key[5] is not None else (None, 0, key[4])
     if not all(isinstance(number, int) and number >= 0 for number in (key[4], start, view)):
-        raise ValueError(f"the storage {shown(str(key[2]))[:40]} has no size")
+        raise Refused(f"the storage {shown(str(key[2]))[:40]} has no size")
     if start + view > key[4]:
-        raise ValueError(f"a view of the storage {shown(str(key[2]))[:40]} is larger than it is")
+        raise Refused(f"a view of the storage {shown(str(key[2]))[:40]} is larger than it is")
     return STORAGES[kind[1]], str(key[2]), key[4], start, view
 
 
@@ -338,19 +338,19 @@ class Claims:
         return None
 
     def places(self, keys: Any, start: int, size: int) -> dict[str, tuple[int, int]]:
-        """{key: first byte, byte after the last}; raises `ValueError` where the file has less."""
+        """{key: first byte, byte after the last}; raises `Refused` where the file has less."""
         claimed = sum(numbers * each for numbers, each in self.sizes.values())
         if claimed > size:
-            raise ValueError(f"it claims to hold {claimed} bytes and has {size}: it is cut off or damaged")
+            raise Refused(f"it claims to hold {claimed} bytes and has {size}: it is cut off or damaged")
         found = {}
         for key in map(str, keys if isinstance(keys, list) else []):
             if key not in self.sizes:
-                raise ValueError("it holds numbers of a kind that is not known")
+                raise Refused("it holds numbers of a kind that is not known")
             start += 8  # which say the number of numbers once more
             found[key] = (start, start + math.prod(self.sizes[key]))
             start = found[key][1]
         if start > size:
-            raise ValueError(f"it is cut off ({size} bytes)")
+            raise Refused(f"it is cut off ({size} bytes)")
         return found
 
 
@@ -371,7 +371,7 @@ class Storages:
         dtype, name, numbers, start, view = found
         first, last = self.place(name)
         if numbers * dtype.itemsize > last - first:
-            raise ValueError(f"the storage {name} claims {numbers} numbers in {last - first} bytes")
+            raise Refused(f"the storage {name} claims {numbers} numbers in {last - first} bytes")
         begin, end = first + start * dtype.itemsize, first + (start + view) * dtype.itemsize
         if (name, begin, end) not in self.known:
             aligned = begin % dtype.itemsize == 0
@@ -384,7 +384,7 @@ class Storages:
 
 
 def rebuild(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
-    """A tensor, a view of a storage; raises `ValueError` where it claims more than that has."""
+    """A tensor, a view of a storage; raises `Refused` where it claims more than that has."""
     if not isinstance(storage, Storage):
         return Foreign("torch._utils._rebuild_tensor")
     metadata = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
@@ -392,11 +392,11 @@ def rebuild(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> An
         return Foreign("torch._utils._rebuild_tensor")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-        raise ValueError("a tensor has no size")
+        raise Refused("a tensor has no size")
     have, count = storage.content.nbytes() // storage.dtype.itemsize, math.prod(size)
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if count else 0
     if count > have or reach > have:
-        raise ValueError(f"a tensor claims the shape {tuple(size)}, which is more than the file holds of it")
+        raise Refused(f"a tensor claims the shape {tuple(size)}, which is more than the file holds of it")
     return torch.empty(0, dtype=storage.dtype).set_(storage.content, offset, tuple(size), tuple(stride))
 
 
