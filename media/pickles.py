@@ -101,7 +101,7 @@ class Machine:
         except Refused:
             raise
         except Exception as error:  # operations without their values, arguments of other types, texts cut off
-            cut = any(word in str(error) for word in ("exhausted", "expected", "not enough"))
+            cut = any(word in str(error) for word in ("exhausted", "expected", "not enough", "no newline", "only"))
             raise Refused(f"its pickle is {'cut off' if cut else 'damaged'}") from error
 
     def _load(self, stream: Any) -> Any:

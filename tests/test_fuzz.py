@@ -144,7 +144,11 @@ def readers(folder: Path, bert: Path) -> dict[str, tuple[Path, Read]]:
     add("YAML", lambda f: write_corpus(f, "clips", 3, 2), corpus)
     add("linelist", lambda f: write_corpus(f, "clips", 3, 2).with_suffix(".linelist.tsv"), corpus)
     add("captions", lambda f: write_corpus(f, "clips", 3, 2).with_suffix(".caption.tsv"), corpus)
-    add("lineidx", write_lineidx_of_rows, lambda path: list(map(Tsv(path.with_suffix(".tsv")).__getitem__, [0, 1])))
+    add(
+        "lineidx",
+        write_lineidx_of_rows,
+        lambda path: list(map(Tsv(path.with_suffix(".tsv")).__getitem__, [0, 1])),
+    )
     add("rows", lambda f: write_videos(f, rows=3, frames=3), videos)
     add("id2lineidx", write_id2lineidx, videos)
     add("zip checkpoint", lambda f: write_checkpoint(f / "a.pt"), read_tensors)
@@ -330,5 +334,3 @@ def test_every_damaged_file_ends_in_one_line_or_is_read(tmp_path, bert_folder, c
     with capsys.disabled():
         print("\n" + "\n".join(rows))
     assert not failed, "\n".join(failed)
-
-
