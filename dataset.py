@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
@@ -67,6 +68,13 @@ class Tokens:
     def words(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """{text: its ids} without [CLS] and [SEP], of any length; a [MASK] in a text is one."""
         texts = sorted(set(texts)) or [""]
+        if not isinstance(self.tokenizer.backend_tokenizer.pre_tokenizer, BertPreTokenizer):
+            return self._ids(texts)
+        # BERT's words end at spaces: each word once takes a tenth of the time of each text
+        table = self._ids(sorted({word for text in texts for word in text.split(" ")}))
+        return {text: [i for word in text.split(" ") for i in table[word]] for text in texts}
+
+    def _ids(self, texts: list[str]) -> dict[str, list[int]]:
         return dict(zip(texts, self.tokenizer(texts, add_special_tokens=False).input_ids, strict=True))
 
     def one(self, word: str) -> int:
