@@ -147,7 +147,7 @@ class PretrainCorpus:
             raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
         if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-        with reading(self.path, "a list of files", "see _data/README.md"):  # such as of a name that is too long
+        with reading(self.path, "a list of files", "see _data/README.md"):  # a name may be too long
             beside = [self.path.parent / name for name in names]
             return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
 
