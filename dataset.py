@@ -301,8 +301,8 @@ class Batches(Sampler[list[Draw]]):
     also where video-text matching finds its other texts); batch k is the same whatever the number of
     processes, and process r takes the batches r, r + n, ...
 
-    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has what
-    remains, and a few samples come twice where processes do not divide their number.
+    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has the
+    remaining samples, and a few come twice where processes do not divide their number.
 
     In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
     processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.

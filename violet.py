@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, load_config
+from lib import KEYS, Config, UserError
 from media.decoding import IMAGES
 from media.frames import Linked, Transform, even_frames, normalise
 from media.tsv import BadRow

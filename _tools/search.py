@@ -33,8 +33,9 @@ import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from _tools.convert.sources import KINDS
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config
+from lib import Config, UserError, atomic_path
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows

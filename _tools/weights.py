@@ -24,8 +24,9 @@ from torch import Tensor, equal
 
 import root  # noqa: F401
 from _tools.convert.download import Wanted, fetch, sha256_of
+from engine.arguments import load_config
 from engine.resume import damage, write_tensors
-from lib import Config, UserError, atomic_path, load_config, lookup
+from lib import Config, UserError, atomic_path, lookup
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored

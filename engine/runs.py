@@ -28,7 +28,7 @@ FREE: tuple[str, ...] = (
     "device",
 )
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
-FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every")
+FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
 
 
 @dataclass(frozen=True)
