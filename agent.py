@@ -55,15 +55,8 @@ from media.frames import normalise
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
-PROGRESS = (
-    "step",
-    "total",
-    "epoch",
-    "batches",
-    "due",
-    "figures",
-    "kept",
-)  # of an Agent: how far a run has come
+# of an Agent: how far a run has come
+PROGRESS = ("step", "total", "epoch", "batches", "due", "figures", "kept")
 
 
 # --------------------------------------------------------------------------------------- parts of a step

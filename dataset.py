@@ -28,7 +28,7 @@ from engine.processes import World
 from engine.signals import ignored
 from lib import Config, UserError, log
 from masking import NEGATIVES
-from media.frames import Transform, read_clip
+from media.frames import Transform, read_clip, row_frames
 from media.tsv import BadRow, Tsv
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
@@ -112,9 +112,16 @@ class PretrainCorpus:
     """Pairs of a clip (or a picture, which is a clip of one frame) and a caption, as a YAML lists them."""
 
     def __init__(
-        self, path: str | Path, name: str, tokens: Tokens, transform: Transform, size_frame: int
+        self,
+        path: str | Path,
+        name: str,
+        tokens: Tokens,
+        transform: Transform,
+        size_frame: int,
+        data_dir: str = "",
     ) -> None:
-        self.path, self.tokens, self.transform = Path(path), tokens, transform
+        self.path = yaml_path(path, data_dir)
+        self.tokens, self.transform = tokens, transform
         content = self._read_yaml()
         self.is_image = bool(content.get("image", name in IMAGE_CORPORA))
         self.size_frame = 1 if self.is_image else size_frame
@@ -122,6 +129,8 @@ class PretrainCorpus:
         self.images = [Tsv(file) for file in self._files(content, "img", composite)]
         self.captions = [Tsv(file) for file in self._files(content, "caption", composite)]
         self.pairs = self._read_pairs(content, composite)
+        if self.is_image and "image" not in content:
+            self._check_is_image(name)
 
     def _read_yaml(self) -> dict[str, Any]:
         if not self.path.is_file():
@@ -135,12 +144,22 @@ class PretrainCorpus:
         return content
 
     def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
-        """The paths under a key: beside the YAML, or as they are."""
-        names = content[key] if isinstance(content[key], list) else [content[key]]
-        if len(names) > 1 and not composite:
+        """The paths under a key."""
+        if isinstance(content[key], list) and len(content[key]) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-        beside = [self.path.parent / name for name in names]
-        return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
+        return named_files(self.path, content, key)
+
+    def _check_is_image(self, name: str) -> None:
+        """Raise `UserError` if a corpus with the name of one of pictures has videos."""
+        frames = 0
+        if len(self.images[0]):
+            with contextlib.suppress(BadRow):
+                frames = len(row_frames(self.images[0][0], self.images[0].path.parent))
+        if frames > 1:
+            raise UserError(
+                f"{self.path}: by its name {name!r} the corpus is one of pictures, and its first row has "
+                f"{frames} frames: write `image: false` (videos) or `image: true` (first frames) there."
+            )
 
     def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
         """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""
@@ -247,6 +266,38 @@ class PretrainCorpus:
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
         return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
+
+
+def yaml_path(name: str | Path, data_dir: str = "") -> Path:
+    """A corpus's YAML: where the name leads to, or else in `data_dir`."""
+    beside = Path(data_dir) / name
+    return beside if not Path(name).exists() and beside.is_file() else Path(name)
+
+
+def named_files(path: Path, content: Mapping[str, Any], key: str) -> list[Path]:
+    """The files that the YAML at `path` names under a key, beside it or as they are.
+
+    For a composite corpus, a text file that lists them, a path a line, may stand for the list.
+    """
+    names = content.get(key) or []
+    files = beside_file(path, names if isinstance(names, list) else [names])
+    if content.get("composite") and len(files) == 1 and key != "caption_linelist" and is_list(files[0]):
+        return beside_file(files[0], files[0].read_text().split("\n"))
+    return files
+
+
+def beside_file(path: Path, names: Iterable[str]) -> list[Path]:
+    """Paths in the folder of `path`, or as they are where they lead to nothing there."""
+    names = [str(name).strip() for name in names if str(name).strip()]
+    return [path.parent / name if (path.parent / name).exists() else Path(name) for name in names]
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file lists other files, a path a line, instead of being a TSV itself."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"\t" not in file.readline(1 << 16)
 
 
 @dataclass(frozen=True)
@@ -449,7 +500,8 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
     paths = config.train_yaml if train else config.val_yaml
     transform = Transform(config.img_transform, config.size_img)
     corpora = {
-        name: PretrainCorpus(path, name, tokens, transform, config.size_frame) for name, path in paths.items()
+        name: PretrainCorpus(path, name, tokens, transform, config.size_frame, config.data_dir)
+        for name, path in paths.items()
     }
     if not corpora:
         raise UserError(
@@ -460,6 +512,8 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
             raise UserError(f"{corpus.path} has no pairs.")
     image_batch = min(IMAGE_BATCH, config.size_batch * config.size_frame)
     batch_sizes = {name: image_batch if c.is_image else config.size_batch for name, c in corpora.items()}
+    if train and "vtm" in config.pretrain_tasks and 1 in batch_sizes.values():
+        log.warning("size_batch 1: a batch has no other text, and video-text matching (vtm) learns nothing")
     sizes = {name: len(c) for name, c in corpora.items()}
     pools = {name: c.by_node(world.nodes) for name, c in corpora.items()} if train else {}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, pools)

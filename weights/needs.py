@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from dataset import named_files, yaml_path
 from engine.processes import World
 from lib import Config, UserError
 from video_swin import weights_path
@@ -137,9 +138,10 @@ def corpora(config: Config) -> Iterator[Need]:
     chosen = ["val_yaml"] + (["train_yaml"] if config.size_epoch else [])
     for key in sorted(chosen):
         for name in getattr(config, key).values():
-            yield Need(key, name, is_data=True)
-            for file in named_in(Path(name)):
-                yield Need(f"{key} {Path(name).name}", str(file), is_data=True)
+            path = yaml_path(name, config.data_dir)
+            yield Need(key, str(path), is_data=True)
+            for file in named_in(path):
+                yield Need(f"{key} {path.name}", str(file), is_data=True)
 
 
 def named_in(path: Path) -> list[Path]:
@@ -149,9 +151,9 @@ def named_in(path: Path) -> list[Path]:
     except (OSError, ValueError, yaml.YAMLError):
         return []
     content = content if isinstance(content, dict) else {}
-    names = [content.get(key) or [] for key in ("img", "caption", "caption_linelist")]
-    flat = [name for item in names for name in ([item] if isinstance(item, str) else item)]
-    return [path.parent / name if (path.parent / name).exists() else Path(name) for name in flat]
+    return [
+        file for key in ("img", "caption", "caption_linelist") for file in named_files(path, content, key)
+    ]
 
 
 def downstream(config: Config) -> Iterator[Need]:
