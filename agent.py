@@ -36,6 +36,8 @@ from engine.processes import World
 from engine.profiling import Profile
 from engine.recorder import Averages, Recorder, stack
 from engine.resume import (
+    AGAIN,
+    PROGRESS,
     Saver,
     load_model,
     load_optimizer,
@@ -46,17 +48,15 @@ from engine.resume import (
     whole,
     write_tensors,
 )
-from engine.runs import BEFORE, FINISHED, STATE, open_run
+from engine.runs import BEFORE, FINISHED, STATE, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stop, obeyed
-from lib import Config, UserError, log
+from engine.signals import Stalled, Stop, obeyed
+from lib import Config, UserError, log, reading
 from media.frames import normalise
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
-# of an Agent: how far a run has come
-PROGRESS = ("step", "total", "epoch", "batches", "due", "figures", "kept")
 
 
 # --------------------------------------------------------------------------------------- parts of a step
@@ -175,6 +175,7 @@ class Agent:
                 self.figures = self.evaluate_all(loaders, epoch=0)
             if train is not None:
                 self.train(train, loaders, best)
+            self.check_written()
         return self.kept or self.figures
 
     @contextlib.contextmanager
@@ -199,9 +200,9 @@ class Agent:
     def train(self, train: Loader, loaders: Mapping[str, Loader], best: str) -> None:
         """The epochs that are left, each in parts that end with an evaluation."""
         if not self.run.resumed:
-            self.save_state()
+            self.save_first_state()
         part = math.ceil(len(train) / self.config.parts)  # batches
-        stream = train.epoch(self.epoch, self.batches)
+        stream = self.received(train.epoch(self.epoch, self.batches))
         while self.step < self.total or self.due:
             if not self.due:
                 self.train_part(stream, min(len(train), (self.batches // part + 1) * part))
@@ -212,7 +213,7 @@ class Agent:
                 self.end_part(loaders, best, math.ceil(self.batches / part))
             if self.batches >= len(train):
                 self.epoch, self.batches = self.epoch + 1, 0
-                stream = train.epoch(self.epoch)
+                stream = self.received(train.epoch(self.epoch))
             if self.step < self.total:
                 self.save_state(unless_recent=True)
         self.finish()
@@ -263,6 +264,19 @@ class Agent:
             self.save_state()
         if agreed == STOP:
             self.leave()
+
+    def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; a run that is asked to stop does not wait for one that does not come."""
+        while True:
+            try:
+                with self.stop.waiting():
+                    batch = next(stream, None)
+            except Stalled:
+                log.error("no batch has come since this process was asked to stop: it stops without one")
+                self.leave()
+            if batch is None:
+                return
+            yield batch
 
     def leave(self) -> None:
         """End the program once everything is written."""
@@ -354,7 +368,7 @@ class Agent:
         predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
         for number, batch in enumerate(
-            tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
+            tqdm(self.received(loader.epoch(0)), "evaluation", len(loader), leave=False, disable=quiet)
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
@@ -431,6 +445,19 @@ class Agent:
             )
         self.saved = time.monotonic()
 
+    def save_first_state(self) -> None:
+        """As `save_state`; a run of which nothing can be saved is not begun. Raises `UserError`."""
+        self.save_state()
+        self.saver.wait()
+        self.check_written(self.world.gather(self.saver.failed)[0])
+
+    def check_written(self, failed: Mapping[Path, str] | None = None) -> None:
+        """Raise `UserError` if something is not on the disk that should be."""
+        self.saver.wait()
+        if failed := self.saver.failed if failed is None else failed:
+            named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
+            raise UserError(f"not written: {named}. Make room, or name another place by --path_output.")
+
     def restore(self) -> dict[str, Any]:
         """Go back to the state in the run's folder; returns what had been recorded."""
         state = read_state(self.folder, self.world)
@@ -439,10 +466,13 @@ class Agent:
                 f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
                 f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
-        load_model(self.model, state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        load_random_states(state["random"][self.world.rank], self.world.device)
+        with reading(self.folder / STATE, "the state of this run", AGAIN):
+            load_model(self.model, state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            load_random_states(state["random"][self.world.rank], self.world.device)
+        if self.world.is_main:
+            reopen(self.folder)
         total = self.total
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])

@@ -7,7 +7,6 @@ File formats are defined in `_data/README.md`.
 
 import contextlib
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
@@ -26,10 +24,10 @@ from batch import SpecialTokens
 from engine.memory import give_back_freed_memory
 from engine.processes import World
 from engine.signals import ignored
-from lib import Config, UserError, log
+from lib import Config, UserError, check_file, log, parse_json, read_yaml, reading
 from masking import NEGATIVES
 from media.frames import Transform, read_clip, row_frames
-from media.tsv import BadRow, Tsv
+from media.tsv import BadRow, Tsv, read_numbers
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 
@@ -133,21 +131,27 @@ class PretrainCorpus:
             self._check_is_image(name)
 
     def _read_yaml(self) -> dict[str, Any]:
-        if not self.path.is_file():
+        if not self.path.exists():
             raise UserError(f"{self.path} does not exist; _data/README.md says how a corpus is prepared.")
-        try:
-            content = yaml.safe_load(self.path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.path} is not YAML: {error}") from error
+        content = read_yaml(self.path)
         if not isinstance(content, dict) or "img" not in content or "caption" not in content:
             raise UserError(f"{self.path} must have the keys img and caption; see _data/README.md.")
+        for key in ("image", "composite"):
+            if not isinstance(content.get(key, False), bool):
+                raise UserError(f"{self.path}: {key} is neither true nor false; see _data/README.md.")
         return content
 
     def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
-        """The paths under a key."""
-        if isinstance(content[key], list) and len(content[key]) > 1 and not composite:
+        """The paths under a key; see `named_files`."""
+        names = content[key] if isinstance(content[key], list) else [content[key]]
+        if not names or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+            raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
+        if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-        return named_files(self.path, content, key)
+        with reading(
+            self.path, "a list of files", "see _data/README.md"
+        ):  # such as of a name that is too long
+            return named_files(self.path, content, key)
 
     def _check_is_image(self, name: str) -> None:
         """Raise `UserError` if a corpus with the name of one of pictures has videos."""
@@ -170,10 +174,9 @@ class PretrainCorpus:
             return np.pad(pairs, ((0, 0), (0, 1)))
         path = self._files(content, "caption_linelist", composite=False)[0]
         columns = 3 if composite else 2
-        try:
-            pairs = np.array(path.read_bytes().split(), dtype=np.int64).reshape(-1, columns)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: expected {columns} whole numbers a row ({error}).") from error
+        with reading(path, f"rows of {columns} whole numbers", "make it again; see _data/README.md"):
+            check_file(path, most=1 << 32)
+            pairs = read_numbers(path).reshape(-1, columns)
         return pairs if composite else np.pad(pairs, ((0, 0), (1, 0)))
 
     def __len__(self) -> int:
@@ -232,7 +235,7 @@ class PretrainCorpus:
         if fields[0].decode(errors="replace") != name:
             raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
         try:
-            return str(json.loads(fields[1])[number]["caption"])
+            return str(parse_json(fields[1])[number]["caption"])
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
 
@@ -473,7 +476,7 @@ class Loader:
         if self.loader.num_workers and not self.started:
             give_back_freed_memory()
             self.started = True
-        for batch in self.loader:
+        for batch in workers_alive(self.loader):
             for corpus, index, reason in zip(
                 batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True
             ):
@@ -493,6 +496,19 @@ class Loader:
                 f"{len(self.bad)} bad rows are {share:.1%} of the data, more than max_bad_ratio "
                 f"{self.max_bad_ratio:.1%}:\n" + "\n".join(self.bad.values())
             )
+
+
+def workers_alive(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader. Raises `UserError` where the system has ended one of its workers."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a data-loading worker was ended from outside, most often by the system for want of memory: "
+            f"lower --n_workers (it is {loader.num_workers}), or give the job more memory."
+        ) from error
 
 
 def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:

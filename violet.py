@@ -15,7 +15,6 @@ wrote. In under a minute on a laptop, after `make demo`:
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor
 from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError
+from lib import KEYS, Config, UserError, read_json
 from media.decoding import IMAGES
 from media.frames import Linked, Transform, even_frames, normalise
 from media.tsv import BadRow
@@ -197,11 +196,8 @@ def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any]
     path = given or next((p for p in (folder / "args.json", folder / "config.json") if p.is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no args.json: name the config, such as one of _args/.")
-    try:
-        content = json.loads(path.read_text())
-        kind = content.get("type", "pretrain")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a config ({error}).") from error
+    content = read_json(path, "name a config by --config", most=1 << 20)
+    kind = content.get("type", "pretrain") if isinstance(content, dict) else "pretrain"
     beside = {"txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
     own = {key: str(place) for key, place in beside.items() if place.is_dir()}
     if "txt_backbone" in own:

@@ -10,7 +10,7 @@ from typing import Any
 import docstring_parser
 import jsonargparse
 
-from lib import KEYS, SCRIPTS, Config, UserError, log, lookup
+from lib import KEYS, SCRIPTS, Config, UserError, log, lookup, read_json
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 FLAGS = {name for name, field in FIELDS.items() if field.type is bool}
@@ -144,15 +144,10 @@ def check_key(name: str) -> None:
 
 def read_file(path: Path) -> Values:
     """The keys of a config's JSON file, or of a published run's args.json without those of its own parser."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        why = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"config: {path} {why}; _args/ has the configs.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"config: {path} is not JSON: {error}") from error
+    todo = "name one of _args/, or the args.json of a run"
+    content = read_json(path, todo, most=1 << 20)
     if not isinstance(content, dict):
-        raise UserError(f"config: {path} is not a JSON object of keys.")
+        raise UserError(f"{path} is no JSON object of config keys; {todo}.")
     unknown = [name for name in content if name not in KEYS]
     if any(name in LEGACY for name in unknown):
         log.warning("%s: ignored, without a meaning here: %s", path, ", ".join(unknown))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from engine.memory import prepare_memory
-from lib import Config, UserError, log
+from lib import Config, UserError, log, shown, writing
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def distributed(config: Config) -> Iterator[World]:
     start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
-        yield world
+        with writing("a file of this run"):
+            yield world
     except BaseException as error:
         log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
         raise
@@ -174,13 +175,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Printable(logging.Formatter):
+    """Lines in which ids, names and paths of files cannot move the cursor or change colours of a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as text."""
+        return shown(super().format(record))
+
+
 def start_log(world: World, folder: Path | None = None) -> None:
     """Log to the console (main process: everything; others: warnings) and, per process, to a file.
 
     What is logged before there is a folder is kept, and the file begins with it.
     """
     name = f"[{world.rank}] " if world.size > 1 else ""
-    layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
+    layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
     console = logging.StreamHandler()
     console.setLevel(logging.INFO if world.is_main else logging.WARNING)
     console.setFormatter(layout)

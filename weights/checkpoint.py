@@ -48,7 +48,7 @@ class Report:
         if self.misshapen:
             wrong = [f"{key} {how}" for key, how in self.misshapen.items()]
             words = [how for key, how in self.misshapen.items() if key.endswith("word_embeddings.weight")]
-            hint = "its weights are those of another size."
+            hint = "its weights are those of another size, or quantised."
             if words:
                 hint = "set txt_backbone and tokenizer to the BERT whose vocabulary and width it has."
             raise UserError(f"{self.source} has {summary([*words, *wrong])}: {hint}")
@@ -153,6 +153,9 @@ def compare(
             continue
         if key not in tensors:
             report.missing.append(key)
+            continue
+        if wanted.is_floating_point() and not tensors[key].is_floating_point():
+            report.misshapen[key] = f"holds {tensors[key].dtype} numbers, not floating-point ones"
             continue
         tensor, how = fit(key, tensors, own)
         if tensor is None:

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from dataset import named_files, yaml_path
 from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, read_yaml
 from video_swin import weights_path
 from weights.published import published
 
@@ -147,13 +145,16 @@ def corpora(config: Config) -> Iterator[Need]:
 def named_in(path: Path) -> list[Path]:
     """The files that a corpus's YAML names; none where it cannot be read, which its reader reports."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_yaml(path)
+    except UserError:
         return []
     content = content if isinstance(content, dict) else {}
-    return [
-        file for key in ("img", "caption", "caption_linelist") for file in named_files(path, content, key)
-    ]
+    listed = [content.get(key) for key in ("img", "caption", "caption_linelist")]
+    names = [name for item in listed for name in (item if isinstance(item, list) else [item])]
+    if not all(name is None or (isinstance(name, str) and "\0" not in name) for name in names):
+        return []
+    keys = ("img", "caption", "caption_linelist")
+    return [file for key in keys for file in named_files(path, content, key)]
 
 
 def downstream(config: Config) -> Iterator[Need]:

@@ -5,13 +5,14 @@ a block, the texts and the matrix of scores, however many pairs there are. Every
 run that is interrupted goes on from there. Processes take blocks in turn.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from agent import AMP, to_device
 from dataset import Batches, Draw, Loader, Mixture, Tokens
 from engine.processes import World
 from engine.runs import make_run_folder
-from lib import Config, atomic_path, log
+from lib import Config, UserError, atomic_path, hold, leftovers, log
 from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, write_page
@@ -39,6 +40,7 @@ class Blocks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.lock: IO[str] | None = None
 
     def path(self, number: int) -> Path:
         """Where a block is, or would be."""
@@ -46,7 +48,8 @@ class Blocks:
 
     def done(self) -> list[int]:
         """The numbers of the blocks that are there."""
-        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npy"))
+        names = [path.name for path in self.folder.glob("[0-9]*.npy")]
+        return sorted(int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6}\.npy", name))
 
     def write(self, number: int, scores: np.ndarray) -> None:
         """A block (videos, texts): there as a whole or not at all."""
@@ -57,9 +60,25 @@ class Blocks:
         """A block that is there."""
         return np.load(self.path(number), allow_pickle=False)
 
-    def remove(self) -> None:
+    def claim(self, world: World) -> None:
+        """Lock the folder until the process ends. Raises `UserError` while another evaluation writes there."""
+        if world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = hold(self.folder / "lock")
+        if not world.gather(self.lock is not None)[0]:
+            raise UserError(f"{self.folder}: another process is evaluating the same; wait for its end.")
+
+    def discard(self) -> None:
         """Delete all blocks."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in [*map(self.path, self.done()), *leftovers(self.folder)]:
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete all blocks, and the folder if nothing else is in it."""
+        self.discard()
+        (self.folder / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 class Remaining(Batches):
@@ -114,8 +133,9 @@ def score_gallery(
     txt, mask = token_rows(tokens, gallery.texts)
     name = f"_scores_{config.task}_{fingerprint(model, config, gallery, txt)}"
     blocks = Blocks(Path(config.path_output) / name)
+    blocks.claim(world)
     if world.is_main and not config.resume_scores:
-        blocks.remove()
+        blocks.discard()
     done: list[int] = world.gather(blocks.done() if world.is_main else [])[0]
     # clips of one video differ in number from those of another
     remaining = Remaining(
