@@ -16,6 +16,7 @@ wrote. In under a minute on a laptop, after `make demo`:
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from torch import Tensor
 from dataset import Tokens
 from engine.processes import choose_device
 from lib import KEYS, Config, UserError, load_config
-from media.decoding import IMAGES
+from media.decoding import is_picture
 from media.frames import Linked, Transform, even_frames, normalise
+from media.kinds import as_arguments
 from media.tsv import BadRow
 from model import encoder_arguments, matching_head
 from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
@@ -79,7 +81,7 @@ class Pretrained:
             frames = Linked(path, None)
             if not len(frames):
                 raise BadRow(f"{path}: it has no frames")
-            wanted = 1 if path.suffix.lower() in IMAGES else self.config.size_frame
+            wanted = 1 if len(frames) == 1 and is_picture(path) else self.config.size_frame
             pictures = frames.read(even_frames(len(frames), wanted).tolist())
         except BadRow as error:
             raise UserError(f"{error}: it cannot be read as a video or a picture.") from error
@@ -213,7 +215,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--config", default="", help="its config; default: the one beside the checkpoint")
     for key in KEYS:
         parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments))))
     return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
 
 

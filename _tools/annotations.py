@@ -10,6 +10,7 @@ NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from _tools.convert import captions as captions
 from _tools.convert import questions as questions
 from _tools.convert.files import Item, Public
 from lib import UserError, atomic_path, lookup
+from media.kinds import as_arguments
 from media.tsv import Tsv, read_id2lineidx, write_lineidx
 
 SPLITS = ("train", "val", "test")
@@ -200,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of a caption corpus: the frames files (default: img_NAME.tsv, or its parts)",
     )
     add("--val_share", type=float, default=0.1, help="of the training videos, where no val is published")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments)))
     lookup([*TASKS, *CORPORA], args.dataset, "dataset")
     if not args.folder.is_dir():
         raise UserError(f"{args.folder} is not a folder; give the one with the public files.")

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Row, Sampling, make_row
-from _tools.convert.sources import read_items
+from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
 TIMEOUT = 600.0  # seconds that an item may take
@@ -174,7 +174,7 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     rows, manifest = layout.place(part, layout.rows(0)), layout.place(part, "manifest.jsonl")
     before = first_line(manifest)
     if rows.exists() and before != settings:
-        raise SystemExit(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
+        raise user_error(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
 
 
@@ -241,7 +241,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
         shutil.rmtree(part)
-        raise SystemExit(f"nothing written: not one row could be made; see {listed}")
+        raise user_error(f"nothing written: not one row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
@@ -313,6 +313,8 @@ def is_complete(part: Path, settings: Settings, layout: Layout) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the files; exits with 1 when there is not one row."""
+    from _tools.convert.sources import read_items  # see `user_error`
+
     args = parse_arguments(arguments)
     layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
     part = args.output / f"{args.name}.part"
@@ -326,10 +328,12 @@ def main(arguments: list[str] | None = None) -> None:
         captions=not args.frames_only,
         keep_damaged=args.keep_damaged,
     )
+    if not args.source.exists():
+        raise user_error(f"{args.source} does not exist; check the path")
     window = (args.start, args.end)
     items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
     if not items:
-        raise SystemExit(f"{args.source}: no video, image or row in it; check the path")
+        raise user_error(f"{args.source}: no video, image or row in it; check the path")
     settings = settings_of(items, sampling, layout)
     if is_complete(part, settings, layout):
         move(part, layout)
@@ -340,6 +344,13 @@ def main(arguments: list[str] | None = None) -> None:
         return
     done = write_rows(part, items, sampling, layout, args.workers, settings)
     finish(part, items, done, layout)
+
+
+def user_error(message: str) -> Exception:
+    """A `UserError`. It is imported here, with torch, which the processes that decode do without."""
+    from lib import UserError
+
+    return UserError(message)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -370,7 +381,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
     add("--overwrite", action="store_true", help="replace finished files of this name")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
     for name in ("frames", "fps", "size", "quality"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             parser.error(f"--{name} must be more than 0")

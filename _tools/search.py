@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
-from _tools.convert.sources import KINDS
+from _tools.convert.sources import find_files
 from dataset import Tokens
 from engine.processes import choose_device
 from lib import Config, UserError, atomic_path, load_config
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
+from media.kinds import as_arguments, printable
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.model import RetrievalModel
@@ -72,11 +73,13 @@ class Source:
 def open_source(path: Path, config: Config) -> Source:
     """A folder of video files, searched through, or a frames TSV."""
     if path.is_dir():
-        files = {
-            str(file.relative_to(path)): file
-            for file in sorted(path.rglob("*"))
-            if KINDS.get(file.suffix.lower()) == "video"
-        }
+        found = [file for file, kind in find_files(path) if kind == "video"]
+        named = [file for file in found if str(file).isprintable()]  # features are kept by name, in UTF-8
+        for file in set(found) - set(named):
+            print(
+                f"left out: the name of {printable(file)} is not printable UTF-8; rename it", file=sys.stderr
+            )
+        files = {str(file.relative_to(path)): file for file in named}
         if not files:
             raise UserError(f"{path}: no video file in it.")
 
@@ -210,7 +213,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
     parser.add_argument("--top", type=int, default=5, help="videos that are named (default: 5)")
     parser.add_argument("--html", type=Path, help="page to write")
-    return parser.parse_known_args(arguments)
+    return parser.parse_known_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:
