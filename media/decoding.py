@@ -94,7 +94,7 @@ def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is read by Pillow, whatever its name ends in; an animated picture is one, a GIF is not."""
+    """Whether a file is read by Pillow, whatever its ending; an animated picture is one, a GIF is not."""
     return kind_of(path) == "picture"
 
 
@@ -258,7 +258,7 @@ def upright(frame: Any) -> Image.Image:
 
 
 def orientation(frame: Any) -> tuple[bool, int]:
-    """Whether a frame is to be mirrored, left to right, and by how many degrees then turned, counterclockwise.
+    """Whether a frame is to be mirrored, left to right, and then turned by how many degrees, anticlockwise.
 
     The display matrix brings column p and row q to column a p + c q and row b p + d q; its determinant is
     negative where it mirrors.
@@ -362,7 +362,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scaled(levels: np.ndarray) -> np.ndarray:
-    """Brightness of 32 bits -> uint8. White is the end of the range that holds them: 1 of floats, or 255, 65535.
+    """Brightness of 32 bits -> uint8. White is the end of the range that holds them: 1 (floats), 255 or 65535.
 
     Other values, which have no white, are stretched from their lowest to their highest.
     """

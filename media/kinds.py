@@ -6,38 +6,8 @@ import struct
 from pathlib import Path
 
 VIDEOS = frozenset(
-    [
-        ".3g2",
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".divx",
-        ".f4v",
-        ".flv",
-        ".gif",
-        ".m2t",
-        ".m2ts",
-        ".m2v",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpe",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".ogg",
-        ".ogm",
-        ".ogv",
-        ".qt",
-        ".rm",
-        ".rmvb",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf"
+    " .ogg .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv".split()  # noqa: SIM905
 )
 PICTURES = frozenset([".avif", ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 ENDING = re.compile(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{1,3}$")
@@ -94,7 +64,7 @@ def printable(text: object) -> str:
 
 
 def as_arguments(words: list[str]) -> list[str]:
-    """A command line on which names of files that begin with a dash are no options: `-AbC.mp4` -> `./-AbC.mp4`."""
+    """A command line on which a file's name that begins with a dash is no option: `./-AbC.mp4`."""
     return [f"./{word}" if word.startswith("-") and os.path.exists(word) else word for word in words]
 
 

@@ -1,4 +1,4 @@
-"""The kind of a file by its content, ids by names, orientations, depths, transparency, the structure of a GIF."""
+"""Kinds of files by content, ids by names, orientation, depth, transparency, the structure of a GIF."""
 
 import io
 import os
