@@ -362,7 +362,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scaled(levels: np.ndarray) -> np.ndarray:
-    """Brightness of 32 bits -> uint8. White is the end of the range that holds them: 1 (floats), 255 or 65535.
+    """Brightness of 32 bits -> uint8. White is the end of the range that holds them: 1 (float), 255 or 65535.
 
     Other values, which have no white, are stretched from their lowest to their highest.
     """
