@@ -273,6 +273,8 @@ def check_questions(
     except UserError as error:
         report.add(split, "questions that cannot be used", [str(error)], len(items))
         return
+    withheld = ["all: they are predicted, without accuracy"] if asked.withheld else []
+    report.add(split, "answers that are withheld", withheld, stops=False)
     for why, words in UNANSWERABLE.items():
         if why not in ("video", "row"):
             at_fault = [i for i, reason in zip(items, asked.reasons, strict=True) if reason == why]
