@@ -8,8 +8,8 @@ from pathlib import Path
 VIDEOS = frozenset(
     re.findall(
         r"\.\w+",
-        ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf"
-        ".ogg .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv",
+        ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts"
+        ".mxf .ogg .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv",
     )
 )
 PICTURES = frozenset([".avif", ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])

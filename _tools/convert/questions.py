@@ -113,7 +113,7 @@ def choice(video: str, question: str, options: Sequence[str], answer: int) -> It
 def msrvtt_mc(public: Public, val_share: float) -> Splits:
     """The test split, which alone is published, as ClipBERT, JSFusion, Singularity and VindLU have it.
 
-    JSON, JSON lines or a CSV with commas or tabs; of a clip's name (`CLIP`; JSFusion's `msr7010` is video7010),
+    JSON, JSON lines or a CSV with commas or tabs; of a clip's name (JSFusion's `msr7010` is video7010),
     five options (`options`, `caption`, or `a1` .. `a5`) and `answer`, the right one's number, 0 the first.
     """
     names = [f"*mc*{test}*.{kind}" for test in ("test", "") for kind in ("jsonl", "json", "csv")]

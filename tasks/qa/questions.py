@@ -208,7 +208,7 @@ class Questions(ABC):
         log.info("%s: %d questions", self.split, len(self.items))
         if self.withheld:
             log.warning(
-                "%s: the file has no answers: they are predicted, and there is no accuracy.", self.split
+                "%s: the file has no answers: they are predicted, without accuracy.", self.split
             )
         if short := sum(text.shortened for text in texts):
             log.info("%s: %d questions shortened to size_txt %d", self.split, short, self.tokens.size)

@@ -292,7 +292,7 @@ def test_msrvtt_mc(data, question_bert, kind):
 
 @pytest.mark.parametrize("name", ["MSR_MC_test.csv", "msrvtt_mc_test.json"])
 def test_msrvtt_mc_of_jsfusion_and_of_singularity(data, name):
-    """JSFusion: a table with tabs whose videos are called msr2; Singularity and VindLU: captions of a video."""
+    """JSFusion: a table with tabs, videos called msr2; Singularity and VindLU: five captions of a video."""
     rename(data / "img_msrvtt.tsv", ["video2", "video7010"])
     options = [["red", QUIRKS, "up", "down", "star"], ["a", "b", "c", "d", "e"]]
     if name.endswith("json"):
@@ -331,13 +331,10 @@ def test_lsmdc_choices_as_they_are_published(data, question_bert):
 
 
 def test_didemo_has_one_id_a_video(data, capsys):
-    names = ["11@N01_1_aa.mov", "22@N01_2_bb.", "33@N01_3_cc.3g2", "44@N01_4_dd.m2ts", "55@N01_5_ee.mp4"]
-    moments = [
-        {"video": name, "description": f"sentence {n}"} for n, name in enumerate([*names, "22@N01_2_bb.mp4"])
-    ]
-    rename(
-        data / "img_didemo.tsv", ["11@N01_1_aa", "22@N01_2_bb", "33@N01_3_cc", "44@N01_4_dd", "55@N01_5_ee"]
-    )
+    names = ["11@N01_1_aa.mov", "22@N01_2_b.", "33@N01_3_c.3g2", "44@N01_4_d.m2ts", "55@N01_5_e.mp4"]
+    named = enumerate([*names, "22@N01_2_b.mp4"])
+    moments = [{"video": name, "description": f"sentence {n}"} for n, name in named]
+    rename(data / "img_didemo.tsv", ["11@N01_1_aa", "22@N01_2_b", "33@N01_3_c", "44@N01_4_d", "55@N01_5_e"])
     convert("didemo-retrieval", data, {f"{split}_data.json": moments for split in ("train", "val", "test")})
     made = read(data, "didemo-retrieval")["test"]
     assert len(made) == 5 and made[1]["caption"] == ["sentence 1", "sentence 5"]
