@@ -75,7 +75,9 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
     `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
     windows; patches that were not neighbours must not see each other there.
     """
-    if torch.compiler.is_compiling():  # a compiler traces the computation, and must not leave its tensors here
+    if (
+        torch.compiler.is_compiling()
+    ):  # a compiler traces the computation, and must not leave its tensors here
         return make_shift_mask(dims, window, shift, device)
     key = (tuple(dims), window, shift, device)
     mask = SHIFT_MASKS.get(key)

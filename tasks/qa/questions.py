@@ -207,9 +207,7 @@ class Questions(ABC):
         """Log how many questions there are, how many were shortened, and how many cannot be answered."""
         log.info("%s: %d questions", self.split, len(self.items))
         if self.withheld:
-            log.warning(
-                "%s: the file has no answers: they are predicted, without accuracy.", self.split
-            )
+            log.warning("%s: the file has no answers: they are predicted, without accuracy.", self.split)
         if short := sum(text.shortened for text in texts):
             log.info("%s: %d questions shortened to size_txt %d", self.split, short, self.tokens.size)
         for why, count in Counter(filter(None, self.reasons)).items():
