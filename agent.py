@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from batch import Batch, Mean, Output
 from dataset import Loader
 from engine.memory import peak_memory
 from engine.parallel import (
@@ -47,9 +49,8 @@ from engine.resume import (
 from engine.runs import BEFORE, FINISHED, STATE, open_run
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
 from engine.signals import Stop, obeyed
-from lib import Config, Mean, UserError, log
+from lib import Config, UserError, log
 from media.frames import normalise
-from model import Batch, Output
 
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
@@ -63,6 +64,12 @@ def seeded(*numbers: int) -> Generator:
     """A generator whose draws follow from these numbers alone."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def sample_seeds(batch: Batch, seed: int) -> list[Generator]:
+    """A generator of each sample of an evaluation, whichever batch it is in."""
+    samples = zip(batch["corpus"], batch["index"].tolist(), strict=True)
+    return [seeded(seed, zlib.crc32(corpus.encode()), index) for corpus, index in samples]
 
 
 def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
@@ -108,8 +115,8 @@ def write_text(path: Path, content: str) -> None:
 class Agent:
     """Trains and evaluates one model: the loop of every script.
 
-    `prepare(batch, generator)` adds to a batch on the device what the model asks for beyond the data, such
-    as masks. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
+    `prepare(batch, generator)` adds masks and the like to a batch on the device; in evaluation `generator` is
+    None. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
     split)` makes figures of those of all processes, so that they are the same on any number of them.
     """
 
@@ -118,7 +125,7 @@ class Agent:
         config: Config,
         world: World,
         model: nn.Module,
-        prepare: Callable[[Batch, Generator], Batch] = lambda batch, _: batch,
+        prepare: Callable[[Batch, Generator | None], Batch] = lambda batch, _: batch,
         describe: Callable[[Batch, Output], Sequence[Row]] = lambda *_: [],
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
         timers: Callable[[], dict[str, float]] = dict,
@@ -338,7 +345,7 @@ class Agent:
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
-                batch = self.prepare(to_device(batch, self.world.device), seeded(self.config.seed, place))
+                batch = self.prepare(to_device(batch, self.world.device), None)
                 output: Output = self.model(batch)
             averages.add(output)
             if len(loader.batches.sizes) > 1:

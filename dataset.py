@@ -5,6 +5,8 @@ collated to {"img": (B, T, 3, H, W), "txt": (B, X), "mask": (B, X), "valid": (B,
 File formats are defined in `_data/README.md`.
 """
 
+import contextlib
+import functools
 import json
 import math
 import os
@@ -20,11 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
+from batch import SpecialTokens
 from engine.memory import give_back_freed_memory
 from engine.processes import World
 from engine.signals import ignored
 from lib import Config, UserError, log
-from masking import SpecialTokens
+from masking import NEGATIVES
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Tsv
 
@@ -72,6 +75,11 @@ class Tokens:
         """The id of a word that is one token of the vocabulary; -1: it is not."""
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
         return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else -1
+
+    def exact(self, word: str) -> int:
+        """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
+        found = self.tokenizer.convert_tokens_to_ids(word)
+        return -1 if found in (None, self.tokenizer.unk_token_id) else found
 
     def check(self, vocabulary: int, positions: int) -> None:
         """Raise `UserError` if a text encoder of that size has no embedding for some token or position."""
@@ -169,9 +177,7 @@ class PretrainCorpus:
 
     def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
         """One pair; `random` None is evaluation. Raises `BadRow`."""
-        source, row, number = (int(value) for value in self.pairs[index])
-        if not 0 <= source < len(self.images):
-            raise BadRow(f"{self.path} pair {index}: there is no source {source}.")
+        source, row, number = self.place(index)
         fields = self.images[source][row]
         name = fields[0].decode(errors="replace")
         try:
@@ -182,7 +188,20 @@ class PretrainCorpus:
             where = f"{self.images[source].path} row {row} ({name})"
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
-        return {"img": img, "txt": txt, "mask": mask, "id": name}
+        others = self.others(index) if random is None else {}
+        return {"img": img, "txt": txt, "mask": mask, "id": name, **others}
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Source, row and caption number of a pair; raises `BadRow` where there is no such source."""
+        source, row, number = (int(value) for value in self.pairs[index])
+        if not 0 <= source < len(self.images):
+            raise BadRow(f"{self.path} pair {index}: there is no source {source}.")
+        return source, row, number
+
+    def text(self, index: int) -> str:
+        """The caption of a pair; raises `BadRow`."""
+        source, row, number = self.place(index)
+        return self.caption(source, row, number, self.images[source][row][0].decode(errors="replace"))
 
     def caption(self, source: int, row: int, number: int, name: str) -> str:
         """A caption of the row of that id; raises `BadRow` where there is none."""
@@ -198,11 +217,36 @@ class PretrainCorpus:
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
 
+    def others(self, index: int) -> dict[str, Tensor]:
+        """Texts of other clips of the split, for video-text matching in evaluation: min(clips, 4) - 1.
+
+        They follow from the pair's number alone, whatever else is in its batch.
+        """
+        own, rows = self.pairs[index, :2], self.first_pairs
+        number, found = min(NEGATIVES, len(rows) - 1), []
+        for other in np.random.default_rng(index).permutation(rows).tolist():
+            if len(found) == number:
+                break
+            if (self.pairs[other, :2] != own).any():
+                with contextlib.suppress(BadRow):  # reported when its own turn comes
+                    found.append(self.tokens(self.text(other)))
+        found += [self.tokens("")] * (number - len(found))
+        if not found:
+            return {"other_txt": torch.zeros(0, self.tokens.size, dtype=torch.long),
+                    "other_mask": torch.zeros(0, self.tokens.size, dtype=torch.long)}  # fmt: skip
+        txt, mask = zip(*found, strict=True)
+        return {"other_txt": torch.stack(txt), "other_mask": torch.stack(mask)}
+
+    @functools.cached_property
+    def first_pairs(self) -> np.ndarray:
+        """The number of each clip's first pair."""
+        return np.unique(self.pairs[:, :2], axis=0, return_index=True)[1]
+
     def blank(self, index: int) -> dict[str, Any]:
-        """What stands in for a pair that cannot be read in evaluation."""
+        """The stand-in for a pair that cannot be read in evaluation."""
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
-        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False}
+        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
 
 
 @dataclass(frozen=True)
@@ -257,6 +301,9 @@ class Batches(Sampler[list[Draw]]):
     also where video-text matching finds its other texts); batch k is the same whatever the number of
     processes, and process r takes the batches r, r + n, ...
 
+    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has what
+    remains, and a few samples come twice where processes do not divide their number.
+
     In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
     processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.
     """
@@ -270,13 +317,14 @@ class Batches(Sampler[list[Draw]]):
         rank: int = 0,
         processes: int = 1,
         pools: Mapping[str, Sequence[np.ndarray]] | None = None,
+        keep_last: bool = False,
     ) -> None:
-        self.sizes, self.train, self.seed = dict(sizes), train, seed
+        self.sizes, self.train, self.seed, self.keep_last = dict(sizes), train, seed, keep_last
         self.rank, self.processes, self.epoch, self.skip = rank, processes, 0, 0
         self.batch_sizes = dict(batch_sizes)
         self.pools = {name: [torch.arange(size)] for name, size in sizes.items()}
         self.pools |= {name: [torch.from_numpy(p) for p in parts] for name, parts in (pools or {}).items()}
-        if train:  # a corpus that is smaller than a batch is one batch
+        if train and not keep_last:  # a corpus that is smaller than a batch is one batch
             for name, parts in self.pools.items():
                 least = min(len(part) * len(parts) for part in parts)
                 if least < processes:
@@ -291,6 +339,9 @@ class Batches(Sampler[list[Draw]]):
 
     def steps(self, name: str) -> int:
         """Training batches of a corpus in an epoch: as many as the smallest pool has for its processes."""
+        if self.keep_last:
+            share = math.ceil(self.sizes[name] / self.processes)
+            return math.ceil(share / self.batch_sizes[name])
         parts = self.pools[name]
         return min(len(p) for p in parts) // (self.batch_sizes[name] * self.processes // len(parts))
 
@@ -300,14 +351,28 @@ class Batches(Sampler[list[Draw]]):
     def training(self) -> list[list[Draw]]:
         """This process's batches of the epoch."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        batches = []
-        for name, parts in self.pools.items():
-            orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
-            steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
-            pool, place = divmod(self.rank, processes)
-            mine = orders[pool][: steps * each * processes].view(steps, processes, each)[:, place]
-            batches += [[Draw(name, self.epoch, index) for index in row] for row in mine.tolist()]
+        split = self.all_samples if self.keep_last else self.whole_batches
+        batches = [
+            [Draw(name, self.epoch, index) for index in row]
+            for name in self.pools
+            for row in split(name, generator)
+        ]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def whole_batches(self, name: str, generator: torch.Generator) -> list[list[int]]:
+        """This process's share of a corpus in random order, without the rest that fills no batch."""
+        parts = self.pools[name]
+        orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
+        steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
+        pool, place = divmod(self.rank, processes)
+        return orders[pool][: steps * each * processes].view(steps, processes, each)[:, place].tolist()
+
+    def all_samples(self, name: str, generator: torch.Generator) -> list[list[int]]:
+        """As `whole_batches`, with all samples, the first ones again where processes do not divide them."""
+        size = self.sizes[name]
+        order, share = torch.randperm(size, generator=generator), math.ceil(size / self.processes)
+        mine = order.repeat(self.processes)[: share * self.processes][self.rank :: self.processes]
+        return [part.tolist() for part in mine.split(self.batch_sizes[name])]
 
     def evaluation(self) -> list[list[Draw]]:
         """This process's share of all batches."""

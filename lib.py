@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import jsonargparse
-from torch import Tensor
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
     from typing import TypeAlias
@@ -124,6 +123,9 @@ class Config:
     """questions of the published test split, for accuracy over those without a video too"""
     mask_pos: Literal["append", "prepend", "insert", "replace"] = "append"
     """where a question gets its [MASK]"""
+    text_rules: Literal["published", "fixed"] = "published"
+    """how a text is cut and where its prompt goes: published, as released checkpoints were trained,
+    or fixed, so that no text loses its [MASK], [SEP] or options"""
     reinit_head: bool = False
     """start the prediction head anew instead of from the checkpoint"""
     freeze_violet: bool = False
@@ -156,8 +158,8 @@ class Config:
     """patches a side that the position embeddings provide for"""
     img_transform: Names = field(default_factory=lambda: ["img_rand_crop"])
     """one drawn per sample: img_rand_crop vid_rand_crop img_center_crop pad_resize"""
-    data_ratio: ClosedUnitInterval = 1.0
-    """share of the training videos that is used"""
+    data_ratio: NonNegativeFloat = 1.0
+    """share of the training videos that is used; above 1, their number"""
     max_bad_ratio: ClosedUnitInterval = 0.01
     """share of unreadable rows beyond which a run stops"""
     n_workers: NonNegativeInt = 4
@@ -324,22 +326,6 @@ def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
     changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
     if changed:
         log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
-
-
-# ------------------------------------------------------------------------------------------------- means
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean in two parts, so that it can be joined with others: over batches, over processes."""
-
-    total: Tensor
-    count: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """The mean as a scalar; 0 if there is nothing to take it over."""
-        return self.total / self.count.clamp(min=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- files

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Generator
 
-from agent import Agent
+from agent import Agent, sample_seeds
+from batch import Batch, Output
 from dataset import Tokens, pretrain_loader
 from engine.processes import distributed
 from lib import Config, UserError, load_config, warn_of_unread
 from masking import mask_batch
-from model import Batch, Output, PretrainModel
+from model import PretrainModel
 from weights.checkpoint import load_checkpoint
 from weights.needs import check_needs
 
@@ -28,8 +29,13 @@ UNREAD: tuple[str, ...] = ("data_ratio", "reinit_head", "freeze_violet", "enable
 UNREAD += ("enable_task_token", "mask_pos", "multi_clip_testing")
 
 
-def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Config, tokens: Tokens) -> Batch:
-    """Hide words and patches; attended masking looks at the pair as it is first."""
+def mask(
+    batch: Batch, generator: Generator | None, model: PretrainModel, config: Config, tokens: Tokens
+) -> Batch:
+    """Hide words and patches; attended masking looks at the pair as it is first.
+
+    In evaluation (no `generator`) each sample has its own random numbers.
+    """
     masks = config.pretrain_masks
     left_out = not config.mvm_on_images and batch["img"].shape[1] == 1  # one-frame clips
     if "mvm" not in config.pretrain_tasks or left_out:
@@ -43,7 +49,7 @@ def mask(batch: Batch, generator: Generator, model: PretrainModel, config: Confi
         config.p_mask,
         tokens.special,
         config.size_patch,
-        generator,
+        generator or sample_seeds(batch, config.seed),
         attention,
         model.reads,
         cut=not config.compile,  # which compiles anew for every shape

@@ -1,11 +1,11 @@
 """Which words and patches are hidden: functions of shapes, probabilities and a generator.
 
 Shapes: B clips, T frames of h x w patches, X text tokens, V = T(1+hw) video tokens, L = V + X.
-Everything is drawn on the CPU, where the generator of a step is, for the whole batch at once.
+Everything is drawn on the CPU: in training by one generator for the whole batch, in evaluation by one for
+each sample, so that a figure does not depend on which samples share a batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,25 +13,26 @@ from einops import rearrange, reduce, repeat
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from batch import SpecialTokens
+
+NEGATIVES = 3  # wrong texts of a video in video-text matching, at most
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
+Source = Generator | Sequence[Generator]  # of random numbers: a batch's, or one of each of its samples
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that stand for no word."""
-
-    pad: int
-    cls: int
-    sep: int
-    mask: int
+def uniform(source: Source, batch: int, *shape: int) -> Tensor:
+    """(B, *shape) numbers in [0, 1)."""
+    if isinstance(source, Generator):
+        return torch.rand(batch, *shape, generator=source)
+    return torch.stack([torch.rand(*shape, generator=own) for own in source])
 
 
-def random_mask(batch: int, grid: Grid, p: float, generator: Generator) -> Tensor:
+def random_mask(batch: int, grid: Grid, p: float, source: Source) -> Tensor:
     """`rm`: each patch with probability `p` -> bool (B, T, h, w)."""
-    return torch.rand(batch, *grid, generator=generator) < p
+    return uniform(source, batch, *grid) < p
 
 
-def block_mask(batch: int, grid: Grid, generator: Generator) -> Tensor:
+def block_mask(batch: int, grid: Grid, source: Source) -> Tensor:
     """`bm`: T boxes per clip, each at a random place -> bool (B, T, h, w).
 
     A box lasts 1 to T-1 frames and is 1 to int(2h/3) - 1 patches high, 1 to int(2w/3) - 1 wide: at most 3 of
@@ -41,53 +42,51 @@ def block_mask(batch: int, grid: Grid, generator: Generator) -> Tensor:
     boxes = torch.ones(batch, frames, *grid, dtype=torch.bool)
     most = (frames - 1, 2 * height // 3 - 1, 2 * width // 3 - 1)
     for axis, (size, largest) in enumerate(zip(grid, most, strict=True)):
-        extent = 1 + _below(torch.full((batch, frames), max(1, largest)), generator)
-        start = _below(size - extent + 1, generator)
+        extent = 1 + _below(torch.full((batch, frames), max(1, largest)), source)
+        start = _below(size - extent + 1, source)
         place = torch.arange(size)
         inside = (place >= start[..., None]) & (place < (start + extent)[..., None])  # (B, boxes, size)
         boxes &= inside.view(batch, frames, *(size if a == axis else 1 for a in range(3)))
     return boxes.any(dim=1)
 
 
-def attended_mask(attention: Tensor, maskable: Tensor, p: float, generator: Generator) -> Tensor:
+def attended_mask(attention: Tensor, maskable: Tensor, p: float, source: Source) -> Tensor:
     """`am`: int(L * p) positions without replacement, in proportion to their attention -> bool (B, L).
 
     attention: (B, L) >= 0; maskable: bool (B, L), False at special tokens. Fewer where there are not
     that many maskable ones.
     """
     # a position's place in line by its exponential waiting time: drawing without replacement at once
-    patience = torch.empty(attention.shape).exponential_(generator=generator)
+    patience = -torch.log1p(-uniform(source, *attention.shape))
     waiting = (patience / attention.clamp(min=1e-12)).masked_fill(~maskable, torch.inf)
     first = waiting.argsort(dim=1).argsort(dim=1) < int(attention.shape[1] * p)
     return first & maskable
 
 
 def patch_mask(
-    masks: Sequence[str], batch: int, grid: Grid, p: float, generator: Generator
+    masks: Sequence[str], batch: int, grid: Grid, p: float, source: Source
 ) -> tuple[Tensor, Tensor]:
     """One of `masks` (rm, bm, am) per sample -> bool (B, T, h, w), and which samples drew `am`, bool (B,).
 
-    The patches of samples with `am` are left to `attended_mask`. Without any `masks` nothing is hidden.
+    Samples with `am` have the patches of `rm` here, as long as `attended_mask` gives them no others. Without
+    any `masks` nothing is hidden.
     """
     if not masks:
         return torch.zeros(batch, *grid, dtype=torch.bool), torch.zeros(batch, dtype=torch.bool)
-    choice = torch.randint(len(masks), (batch,), generator=generator)
-    drawn = {
-        "rm": random_mask(batch, grid, p, generator),
-        "bm": block_mask(batch, grid, generator),
-        "am": torch.zeros(batch, *grid, dtype=torch.bool),
-    }
+    choice = (uniform(source, batch, 1)[:, 0] * len(masks)).long()
+    random = random_mask(batch, grid, p, source)
+    drawn = {"rm": random, "bm": block_mask(batch, grid, source), "am": random}
     mask = torch.stack([drawn[name] for name in masks])[choice, torch.arange(batch)]
     return mask, torch.tensor([name == "am" for name in masks])[choice]
 
 
-def word_mask(txt: Tensor, special: SpecialTokens, p: float, generator: Generator) -> Tensor:
-    """Each word of txt (B, X) with probability `p` -> bool (B, X)."""
-    return (torch.rand(txt.shape, generator=generator) < p) & is_word(txt, special)
+def word_mask(txt: Tensor, special: SpecialTokens, p: float, source: Source) -> Tensor:
+    """Each word of txt (B, ..., X) with probability `p` -> bool of that shape."""
+    return (uniform(source, *txt.shape) < p) & is_word(txt, special)
 
 
 def is_word(txt: Tensor, special: SpecialTokens) -> Tensor:
-    """Ids (B, X) -> bool: not [PAD], [CLS], [SEP] or [MASK]."""
+    """Ids (..., X) -> bool: not [PAD], [CLS], [SEP] or [MASK]."""
     ids = torch.tensor([special.pad, special.cls, special.sep, special.mask], device=txt.device)
     return ~torch.isin(txt, ids)
 
@@ -99,9 +98,9 @@ def hide_patches(frames: Tensor, mask: Tensor) -> Tensor:
     return frames.masked_fill(pixels, 0.0)
 
 
-def negative_texts(batch: int, generator: Generator, most: int = 3) -> Tensor:
+def negative_texts(batch: int, source: Source, most: int = NEGATIVES) -> Tensor:
     """For each of B videos min(B, 4) - 1 other texts, drawn without replacement -> (B, min(B, 4) - 1)."""
-    order = torch.rand(batch, batch, generator=generator).fill_diagonal_(2.0).argsort(dim=1)
+    order = uniform(source, batch, batch).fill_diagonal_(2.0).argsort(dim=1)
     return order[:, : min(batch - 1, most)]
 
 
@@ -111,7 +110,7 @@ def mask_batch(
     p: float,
     special: SpecialTokens,
     patch_size: int,
-    generator: Generator,
+    source: Source,
     attention: Tensor | None = None,
     reads: Callable[[Tensor], Tensor] = lambda patches: patches,
     cut: bool = False,
@@ -120,21 +119,32 @@ def mask_batch(
 
     Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
     (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS], every hidden word and, of the patches,
-    those that `reads` makes of the hidden ones, which is all of the output that a loss reads.
+    those that `reads` makes of the hidden ones, which is all of the output that a loss reads. `other_txt`, if
+    the batch has it, loses words as `txt` does, or a whole text would be known as a wrong one.
     `attention` (B, L) is needed for `am` alone. With `cut` the columns behind the longest text go once
     everything is drawn: what is hidden is the same, and no loss reads padding.
     """
     img, txt = batch["img"], batch["txt"].cpu()
     size, frames = len(img), img.shape[1]
     grid = (frames, img.shape[-2] // patch_size, img.shape[-1] // patch_size)
-    patches, attended = patch_mask(masks, size, grid, p, generator)
-    words = word_mask(txt, special, p, generator)
+    patches, attended = patch_mask(masks, size, grid, p, source)
+    words = word_mask(txt, special, p, source)
+    others: dict[str, Tensor] = {}
+    if "other_txt" in batch:
+        ids = batch["other_txt"].cpu()
+        others["other_txt"] = ids.masked_fill(word_mask(ids, special, p, source), special.mask)
+    else:
+        others["negatives"] = negative_texts(size, source)
+    # last, for it draws only where a sample of the batch asks for it
     if attended.any():
         if attention is None:
             raise ValueError("attended masking (am) needs the attention that each position receives")
         maskable = torch.cat([is_patch(grid).expand(size, -1), is_word(txt, special)], dim=1)
-        drawn = attended_mask(attention.cpu().float(), maskable, p, generator)
+        drawn = attended_mask(attention.cpu().float(), maskable, p, source)
         hidden_patches, hidden_words = split_positions(drawn, grid)
+        attended &= hidden_words.any(
+            dim=1
+        )  # as published: without a word, patches and words are drawn as by rm
         patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
         words = torch.where(attended[:, None], hidden_words, words)
     patches &= batch["valid"].cpu()[:, None, None, None]  # there is nothing to see in a blank
@@ -144,8 +154,8 @@ def mask_batch(
         "masked_txt": txt.masked_fill(words, special.mask)[:, :longest],
         "ans_mlm": txt.masked_fill(~words, -1)[:, :longest],
         "mvm_mask": patches,
-        "negatives": negative_texts(size, generator),
         "positions": read_positions(reads(patches), words),
+        **others,
     }
     added = {name: value.to(img.device) for name, value in added.items()}
     return {**batch, **added, "masked_img": hide_patches(img, patches)}
@@ -177,6 +187,6 @@ def read_positions(patches: Tensor, words: Tensor) -> Tensor:
     return read.int().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
-def _below(high: Tensor, generator: Generator) -> Tensor:
+def _below(high: Tensor, source: Source) -> Tensor:
     """Whole numbers in [0, high), evenly, each with its own `high`."""
-    return (torch.rand(high.shape, generator=generator) * high).long().clamp(max=high - 1)
+    return (uniform(source, *high.shape) * high).long().clamp(max=high - 1)

@@ -6,7 +6,6 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,34 +15,16 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from batch import Batch, Mean, Output, best_alone
 from layers.fusion import FusionEncoder, initialise_bert, put, visible
-from lib import Config, Mean, UserError, log
+from lib import Config, UserError, log
 from mvm_targets import make_targets, name_heads
 from teachers.base import Teacher, make_teachers
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import load_checkpoint
 
-Batch = dict[str, Any]
 MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in checkpoints
-
-
-@dataclass
-class Output:
-    """What a task's model makes of a batch."""
-
-    losses: dict[str, Mean]
-    """summed, each logged under its name"""
-    weights: dict[str, float] = field(default_factory=dict)
-    """of the losses in the sum, where it is not 1; what is logged of a loss is without it"""
-    scores: dict[str, Mean] = field(default_factory=dict)
-    """logged, not trained on"""
-    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """one entry per sample, for the predictions file"""
-
-    def weight(self, loss: str) -> float:
-        """A loss's share in the sum."""
-        return self.weights.get(loss, 1.0)
 
 
 # ------------------------------------------------------------------------------------------- encoders
@@ -308,7 +289,7 @@ class PretrainModel(Violet):
         """MLM: words (B, X, D) -> cross-entropy and accuracy at the positions where `ans_mlm` is not -1."""
         hidden = batch["ans_mlm"] >= 0
         logits, answers = self.fc_mtm(words[hidden]).float(), batch["ans_mlm"][hidden]
-        right = (logits.argmax(dim=-1) == answers) & batch["valid"].unsqueeze(1).expand_as(hidden)[hidden]
+        right = best_alone(logits, answers) & batch["valid"].unsqueeze(1).expand_as(hidden)[hidden]
         count = hidden.sum()
         output.losses["mlm"] = Mean(F.cross_entropy(logits, answers, reduction="sum"), count)
         output.scores["mlm_acc"] = Mean(right.sum(), count)
@@ -317,31 +298,38 @@ class PretrainModel(Violet):
             output.predictions["mlm"] = [ids.tolist() for ids in found]
 
     def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
-        """VTM: each video picks its own text among its `negatives`; see `matching_scores`."""
-        scores = self.matching_scores(matched, video, text, batch["mask"], batch["negatives"])
+        """VTM: each video picks its own text among others; see `matching_scores`.
+
+        The others are texts of the batch in training (`negatives`), of the whole split in evaluation
+        (`other_txt`). Without any there is nothing to learn and nothing to count.
+        """
+        if "other_txt" in batch:
+            ids, mask = (batch[key].flatten(0, 1) for key in ("other_txt", "other_mask"))
+            others, number = self.enc_txt(ids, mask), batch["other_txt"].shape[1]
+        else:
+            texts, number = batch["negatives"].flatten(), batch["negatives"].shape[1]
+            others, mask = text[texts], batch["mask"][texts]
+        scores = self.matching_scores(matched, video, others, mask)
         own = scores.new_zeros(len(scores), dtype=torch.long)
-        right = (scores.argmax(dim=1) == own) & batch["valid"]
-        count = torch.as_tensor(len(scores), device=scores.device)
+        right = best_alone(scores, own) & batch["valid"]
+        count = torch.full((), len(scores) if number else 0, device=scores.device)
         loss = F.cross_entropy(scores / self.temperature, own, reduction="sum")
         output.losses["vtm"] = Mean(loss, count)
         output.scores["vtm_acc"] = Mean(right.sum(), count)
-        if not self.training:
+        if not self.training and number:
             output.predictions["vtm"] = right.tolist()
 
-    def matching_scores(
-        self, matched: Tensor, video: Tensor, text: Tensor, mask: Tensor, negatives: Tensor
-    ) -> Tensor:
-        """`fc` scores (B, 1 + N) of each video with its own text and with those at `negatives` (B, N).
+    def matching_scores(self, matched: Tensor, video: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        """`fc` scores (B, 1 + N) of each video with its own text and with N others.
 
         matched: (B, D), the output at [CLS] of each video with its own text, from the pass that the other
-        tasks read; video: (B, V, D); text: (B, X, D); mask: (B, X).
+        tasks read; video: (B, V, D); others: (B N, X, D) text tokens; mask: (B N, X).
         """
-        texts, number = negatives.flatten(), negatives.shape[1]
-        outputs = matched[:, None]
+        number, outputs = len(others) // len(video), matched[:, None]
         if number:
-            cls = torch.full((len(texts), 1), video.shape[1], device=video.device)
-            others = self.fuse(video.repeat_interleave(number, dim=0), text[texts], mask[texts], cls)
-            outputs = torch.cat([outputs, rearrange(others, "(b n) 1 d -> b n d", n=number)], dim=1)
+            cls = torch.full((len(others), 1), video.shape[1], device=video.device)
+            fused = self.fuse(video.repeat_interleave(number, dim=0), others, mask, cls)
+            outputs = torch.cat([outputs, rearrange(fused, "(b n) 1 d -> b n d", n=number)], dim=1)
         return self.fc(outputs).float().squeeze(2)
 
 

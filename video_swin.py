@@ -77,7 +77,7 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
     """
     if (
         torch.compiler.is_compiling()
-    ):  # a compiler traces the computation, and must not leave its tensors here
+    ):  # its tensors are stand-ins
         return make_shift_mask(dims, window, shift, device)
     key = (tuple(dims), window, shift, device)
     mask = SHIFT_MASKS.get(key)

@@ -35,9 +35,9 @@ from media.frames import Linked, Transform, even_frames, normalise
 from media.kinds import as_arguments
 from media.tsv import BadRow
 from model import encoder_arguments, matching_head
-from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber, ask, ask_number, complete
-from tasks.qa.model import MaskModel
-from tasks.qa.questions import Text
+from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber
+from tasks.qa.model import TASK_ROWS, MaskModel
+from tasks.qa.texts import RULES, Ids, Text
 from weights.checkpoint import Report, load_checkpoint
 from weights.tensor_files import checkpoint_in, read_tensors
 
@@ -118,8 +118,9 @@ class Pretrained:
     def match(self, video: Video | Tensor, texts: str | Tensor | Sequence[str | Tensor]) -> list[float]:
         """How well each text (or what `encode_text` made of it) fits a video, higher = better; one is a list.
 
-        `video` is as for `encode_video`, or what that made of it. Scores compare texts with one video, and videos with one text. Raises `UserError` if the
-        checkpoint has no `fc`, such as one of open-ended questions.
+        `video` is as for `encode_video`, or what that made of it. Scores compare texts with one video, and
+        videos with one text. Raises `UserError` if the checkpoint has no `fc`, such as one of open-ended
+        questions.
         """
         self._require("fc", "match")
         texts = [texts] if isinstance(texts, str | Tensor) else list(texts)
@@ -148,12 +149,13 @@ class Pretrained:
         self._require("fc_mtm", "answer")
         if isinstance(options, str) or not all(isinstance(text, str) for text in [question, *options]):
             raise UserError("a question is a text, and its options are a list of texts.")
-        text, choices, task = self._ask(question, list(options))
-        ids = torch.tensor(text.ids, device=self.device)
-        mask, place = torch.ones_like(ids), torch.tensor([text.place], device=self.device)
-        self.network.task = task if self.config.enable_task_token else ""
-        seen = self._video(video)[None]
-        logits = self.network.name_word(seen, self.network.enc_txt(ids, mask), mask, place)[0].float()
+        text, between, choices, task = self._ask(question, list(options))
+        ids, prompt = (torch.tensor([i], device=self.device) for i in (text.ids[0], between))
+        mask, place = (ids != self.tokens.special.pad).long(), torch.tensor([text.place], device=self.device)
+        rows = TASK_ROWS[self.config.text_rules]
+        self.network.task_row = rows[task] if self.config.enable_task_token else None
+        seen, words = self._video(video)[None], self.network.enc_txt(ids, mask)
+        logits = self.network.name_word(seen, words, mask, place, prompt if between else None)[0].float()
         shares, picks = (logits[choices] if choices else logits).softmax(dim=0).sort(descending=True)
         picked = picks[:best].tolist()
         names = (
@@ -161,22 +163,26 @@ class Pretrained:
         )
         return list(zip(names, shares[:best].tolist(), strict=True))
 
-    def _ask(self, question: str, options: list[str]) -> tuple[Text, list[int], str]:
-        """The text that is read, the tokens among which the answer is sought, the name of the task."""
-        special, size, place = self.tokens.special, self.config.size_txt, self.config.mask_pos
+    def _ask(self, question: str, options: list[str]) -> tuple[Text, Ids, list[int], str]:
+        """The text, the prompt's sequence, the tokens among which the answer is sought, the task's name."""
         masked = str(self.tokens.tokenizer.mask_token)
         kind = OptionNumber if options else FillInTheBlank if masked in question else OpenEnded
         numbers = [f"option {i}:" for i in range(len(options))]
         prompt = kind.prompt if self.config.enable_prompt else ""
         table = self.tokens.words([prompt, question, OpenEnded.ending, *numbers, *options])
-        lead, asked = table[prompt], table[question]
+        special, size = self.tokens.special, self.config.size_txt
+        make = RULES[self.config.text_rules]
+        rules = make(special, size, self.config.mask_pos, tuple(table[prompt]))
         if options:
-            parts = [lead, asked, *(table[number] for number in numbers)]
-            text = ask_number(special, size, parts, [table[option] for option in options], place)
-            return text, OptionNumber.choices(self.tokens, len(options)), "multiple choice"
-        if kind is FillInTheBlank:
-            return complete(special, size, [lead, asked]), [], "fill in the blank"
-        return ask(special, size, [lead, asked, table[OpenEnded.ending]], place), [], "open-ended"
+            heads, offered = ([table[piece] for piece in pieces] for pieces in (numbers, options))
+            text, task = rules.number(table[question], heads, offered), "multiple choice"
+        elif kind is FillInTheBlank:
+            text, task = rules.complete(table[question]), "fill in the blank"
+        else:
+            text, task = rules.ask(table[question], table[OpenEnded.ending]), "open-ended"
+        if not text.answerable:
+            raise UserError(f"the text is longer than size_txt {size} and loses its [MASK]: shorten it.")
+        return text, rules.between, OptionNumber.choices(self.tokens, len(options)) if options else [], task
 
     def _video(self, video: Video | Tensor) -> Tensor:
         if isinstance(video, Tensor) and video.is_floating_point() and video.ndim == 2:

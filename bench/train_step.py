@@ -15,11 +15,12 @@ import torch
 from transformers import BertConfig
 
 from agent import seeded
+from batch import SpecialTokens
 from bench.measure import flops, matrix_rate
 from engine.memory import peak_memory, prepare_memory
 from engine.parallel import AMP
 from engine.processes import choose_device
-from masking import SpecialTokens, mask_batch
+from masking import mask_batch
 from model import PretrainModel
 from video_swin import SIZES
 

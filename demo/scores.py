@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from agent import seeded, to_device
+from agent import sample_seeds, to_device
 from dataset import Tokens, pretrain_loader
 from engine.processes import World
 from lib import Config, atomic_path, load_config
-from masking import mask_batch
+from masking import NEGATIVES, mask_batch
 from mvm_targets import make_targets
 from teachers.base import make_teachers
 
@@ -28,12 +28,10 @@ Question = dict[str, Any]
 def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, float]:
     """Loss of each MVM target if every hidden patch is given one constant colour, the best there is."""
     batches = []
-    for number, batch in enumerate(loader.epoch(0)):
-        batch, generator = to_device(batch, torch.device("cpu")), seeded(config.seed, number)
+    for batch in loader.epoch(0):
+        batch, own = to_device(batch, torch.device("cpu")), sample_seeds(batch, config.seed)
         batches.append(
-            mask_batch(
-                batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, generator
-            )
+            mask_batch(batch, config.pretrain_masks, config.p_mask, tokens.special, config.size_patch, own)
         )
     losses = {}
     for name, target in make_targets(config.mvm_target, 1, teachers=make_teachers(config)).items():
@@ -55,7 +53,7 @@ def pretraining_chances(config: Config, folder: Path) -> dict[str, float]:
     words = Counter(word for row in rows for word in row["hidden"])
     frequent = words.most_common(1)[0][1] / words.total()
     constant = {f"mvm_{name}": loss for name, loss in constant_losses(config, loader, tokens).items()}
-    return {"mlm_acc": frequent, "vtm_acc": 1 / min(config.size_batch, 4), **constant}
+    return {"mlm_acc": frequent, "vtm_acc": 1 / min(1 + NEGATIVES, len(rows)), **constant}
 
 
 def pretraining_table(before: dict[str, float], after: dict[str, float], chance: dict[str, float]) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from batch import Batch, Mean, Output
 from engine.processes import World
-from lib import Mean, UserError, atomic_path, log
-from model import Batch, Output
+from lib import UserError, atomic_path, log
 
 
 def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:

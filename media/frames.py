@@ -38,29 +38,39 @@ REDUCED = {
 }
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+CENTRE = np.array([0.5, 0.5])  # shares of the way down and right
 
 
 # ---------------------------------------------------------------------------------------- which frames
 
 
 def even_frames(stored: int, wanted: int) -> np.ndarray:
-    """Evaluation: indices of `wanted` frames, first to last of `stored`; 1: the middle."""
+    """Evaluation: indices of `wanted` frames, evenly from first to last of `stored`; 1: the middle."""
     if wanted == 1:
-        return np.array([stored // 2])
-    return np.round(np.linspace(0, stored - 1, wanted)).astype(int)
+        return np.array([round((stored - 1) / 2)])
+    return evenly(0, stored - 1, wanted)
 
 
 def every_clip(stored: int, wanted: int) -> np.ndarray:
-    """Multi-clip testing: (clips, wanted) indices, one clip for each start, frames evenly apart."""
+    """Multi-clip testing: (clips, wanted) indices, one clip for each start.
+
+    A clip's last frame is `wanted` - 1 steps of ceil(stored / wanted) behind its start, or the last that is
+    stored; its frames lie evenly between the two, as published.
+    """
     step = math.ceil(stored / wanted)
-    clips = np.arange(step)[:, None] + step * np.arange(wanted)
-    return clips.clip(max=stored - 1)
+    ends = [min(start + (wanted - 1) * step, stored - 1) for start in range(step)]
+    return np.stack([evenly(start, end, wanted) for start, end in enumerate(ends)])
 
 
 def random_frames(stored: int, wanted: int, random: np.random.Generator) -> np.ndarray:
     """Training: the frames of one of the clips of `every_clip`."""
     clips = every_clip(stored, wanted)
     return clips[random.integers(len(clips))]
+
+
+def evenly(first: int, last: int, count: int) -> np.ndarray:
+    """`count` indices evenly from `first` to `last`, halves rounded to even."""
+    return np.round(np.linspace(first, last, count)).astype(int)
 
 
 # ------------------------------------------------------------------------------------ from where they come
@@ -217,8 +227,9 @@ class Transform:
     """Frames of any size -> squares, as `img_transform` names it.
 
     img_rand_crop: the shorter side to `size`, a random crop per frame; vid_rand_crop: one crop for the
-    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Without a random
-    generator every crop is the centre one.
+    clip; img_center_crop; pad_resize: padded to a square with black, then resized. Of several names one is
+    drawn per frame. In evaluation (no random generator) every crop is the centre one, and so is what several
+    names come to.
     """
 
     def __init__(self, names: Sequence[str], size: int) -> None:
@@ -226,18 +237,19 @@ class Transform:
 
     def __call__(self, frames: Sequence[Tensor], random: np.random.Generator | None) -> Tensor:
         """T of (3, H, W) uint8 -> (T, 3, size, size) uint8."""
-        name = self.names[0] if random is None else self.names[random.integers(len(self.names))]
-        if name == "pad_resize":
-            squares = [self.pad_resize(frame) for frame in frames]
-        else:
-            still = random is None or name == "img_center_crop"
-            place = np.array([0.5, 0.5]) if random is None or still else random.random(2)
-            squares = []
-            for frame in frames:
-                if name == "img_rand_crop" and random is not None:
-                    place = random.random(2)
-                squares.append(self.crop(frame, place))
+        if random is None:
+            name = self.names[0] if len(self.names) == 1 else "img_center_crop"
+            return torch.stack([self.one(name, frame, CENTRE) for frame in frames])
+        clip_place, squares = random.random(2), []
+        for frame in frames:  # as published, several transforms are drawn from per frame
+            name = self.names[random.integers(len(self.names))]
+            places = {"img_rand_crop": random.random(2), "vid_rand_crop": clip_place}
+            squares.append(self.one(name, frame, places.get(name, CENTRE)))
         return torch.stack(squares)
+
+    def one(self, name: str, frame: Tensor, place: np.ndarray) -> Tensor:
+        """(3, H, W) uint8 -> (3, size, size) uint8; `place`: see `crop`."""
+        return self.pad_resize(frame) if name == "pad_resize" else self.crop(frame, place)
 
     def blank(self, frames: int) -> Tensor:
         """So many black frames, in place of a clip that cannot be read: (T, 3, size, size) uint8."""

@@ -160,12 +160,19 @@ class VideoSwinTeacher(Teacher):
 
 
 class TimmTeacher(FrameTeacher):
-    """Final patch features of an image network of timm's: a Swin, or a Vision Transformer as CLIP's."""
+    """Final patch features of an image network of timm's: a Swin, or a Vision Transformer as CLIP's.
+
+    Those of a Swin are taken before its last LayerNorm, as published: the released `fc_mvm` predicts them.
+    """
 
     network: Any
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
         self.mean, self.std = (network.pretrained_cfg[key] for key in ("mean", "std"))  # type: ignore[index]
+        from timm.models import SwinTransformer
+
+        if isinstance(network, SwinTransformer):
+            network.norm = nn.Identity()
         super().__init__(network, network.num_features, **options)  # type: ignore[arg-type]
 
     def look(self, pixels: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertTokenizerFast
 
-from masking import SpecialTokens, mask_batch
+from batch import SpecialTokens
+from masking import mask_batch
 from model import PretrainModel
 from video_swin import Size
 

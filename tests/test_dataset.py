@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -14,7 +15,17 @@ import torch
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
 from engine.processes import World
 from lib import Config, UserError
-from media.frames import STD, Transform, decode_frame, jpeg_sides, normalise, random_frames, read_clip
+from media.frames import (
+    STD,
+    Transform,
+    decode_frame,
+    even_frames,
+    every_clip,
+    jpeg_sides,
+    normalise,
+    random_frames,
+    read_clip,
+)
 from media.tsv import BadRow, Tsv, lineidx_path
 from tests.conftest import write_corpus
 
@@ -150,10 +161,41 @@ def test_text_that_is_cut_keeps_its_end(tokens):
     assert mask.all()
 
 
-def test_random_frames_are_clips_of_even_steps():
+def published_clips(stored: int, wanted: int) -> list[list[int]]:
+    """The rule: T indices evenly from each start s to min(s + (T-1) step, N-1), halves to even."""
+    step, clips = -(-stored // wanted), []
+    for start in range(step):
+        way = min(start + (wanted - 1) * step, stored - 1) - start
+        clips.append([round(start + Fraction(k * way, max(1, wanted - 1))) for k in range(wanted)])
+    return clips
+
+
+@pytest.mark.parametrize("wanted", range(1, 9))
+def test_frames_are_those_of_the_published_code(wanted):
+    for stored in range(1, 65):
+        clips = published_clips(stored, wanted)
+        assert every_clip(stored, wanted).tolist() == clips
+        middle = [round(Fraction(stored - 1, 2))]
+        evenly = [round(Fraction(k * (stored - 1), max(1, wanted - 1))) for k in range(wanted)]
+        assert even_frames(stored, wanted).tolist() == (middle if wanted == 1 else evenly)
+        draws = [random_frames(stored, wanted, np.random.default_rng(i)).tolist() for i in range(8)]
+        assert all(draw in clips for draw in draws)
+
+
+def test_frames_of_known_clips():
+    assert every_clip(32, 5)[[0, 6]].tolist() == [[0, 7, 14, 21, 28], [6, 12, 18, 25, 31]]
+    assert every_clip(6, 4).tolist() == [[0, 2, 3, 5], [1, 2, 4, 5]]
     seen = {tuple(random_frames(10, 4, np.random.default_rng(i))) for i in range(60)}
-    assert seen == {(0, 3, 6, 9), (1, 4, 7, 9), (2, 5, 8, 9)}
-    assert random_frames(2, 4, np.random.default_rng(0)).tolist() == [0, 1, 1, 1]
+    assert seen == {(0, 3, 6, 9), (1, 4, 6, 9), (2, 4, 7, 9)}
+    assert random_frames(2, 4, np.random.default_rng(0)).tolist() == [0, 0, 1, 1]
+
+
+def test_several_transforms_are_drawn_per_frame_and_evaluated_by_the_centre_crop():
+    ramp = torch.arange(200, dtype=torch.uint8).repeat(3, 40, 1)
+    both = Transform(["pad_resize", "img_rand_crop"], 32)
+    padded = both([ramp] * 40, np.random.default_rng(0))[:, 0, 0, 0] == 0  # only a bar is black
+    assert 5 < padded.sum() < 35
+    assert torch.equal(both([ramp], None), Transform(["img_center_crop"], 32)([ramp], None))
 
 
 @pytest.mark.parametrize("name", ["img_rand_crop", "vid_rand_crop"])
@@ -352,6 +394,22 @@ def test_corpora_are_mixed_by_size_and_in_step_across_processes():
     drawn = [draw.index for part in (first, second) for b in part for draw in b if draw.corpus == "a"]
     assert sorted(drawn) == list(range(160))
     assert batches_of(2, True, {"a": 160, "b": 43}, epoch=1)[0] != first
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 7, 12, 13])
+def test_fine_tuning_keeps_the_last_batch_as_published(size, processes):
+    parts = []
+    for rank in range(processes):
+        batches = Batches({"train": size}, {"train": 4}, True, 0, rank, processes, keep_last=True)
+        batches.epoch = 3
+        rows = list(batches)
+        share = -(-size // processes)
+        assert len(batches) == len(rows) == -(-share // 4)
+        assert sorted(map(len, rows), reverse=True)[:-1] == [4] * (len(rows) - 1)
+        parts.append([draw.index for row in rows for draw in row])
+        assert len(parts[-1]) == share
+    assert {index for part in parts for index in part} == set(range(size))
 
 
 def test_a_corpus_smaller_than_a_batch_is_drawn():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Generator
 
+from batch import SpecialTokens
 from masking import (
-    SpecialTokens,
     attended_mask,
     block_mask,
     hide_patches,
@@ -90,11 +90,41 @@ def test_only_words_are_masked():
 
 def test_each_sample_draws_one_kind():
     masks, attended = patch_mask(["rm", "bm", "am"], 3000, (4, 7, 7), 1.0, generator())
-    full = masks.flatten(1).all(1)  # rm at p = 1
-    empty = ~masks.flatten(1).any(1)  # am, not drawn here
-    for kind in (full, empty, ~full & ~empty):
+    full = masks.flatten(1).all(1)  # rm at p = 1; so is am, until attended masking draws
+    for kind in (full & ~attended, attended, ~full):
         assert kind.float().mean() == pytest.approx(1 / 3, abs=0.03)
-    assert torch.equal(attended, empty)
+    assert (full | ~attended).all()
+
+
+def test_a_sample_has_the_same_masks_whatever_batch_it_is_in():
+    """Evaluation: one generator per sample."""
+    special, kinds = SpecialTokens(0, 1, 2, 3), ["rm", "bm", "am"]
+    img, txt = torch.randn(6, 2, 3, 64, 64), torch.randint(3, 50, (6, 8), generator=generator())
+    attention = torch.rand(6, 2 * 5 + 8, generator=generator())
+
+    def masked(part):
+        batch = {"img": img[part], "txt": txt[part], "valid": torch.ones(len(img[part]), dtype=torch.bool)}
+        batch |= {"other_txt": txt[part][:, None].repeat(1, 2, 1)}
+        seeds = [torch.Generator().manual_seed(i) for i in range(6)[part]]
+        return mask_batch(batch, kinds, 0.4, special, 32, seeds, attention[part])
+
+    together = masked(slice(0, 6))
+    for part in (slice(0, 1), slice(1, 3), slice(3, 6)):
+        for key in ("masked_txt", "ans_mlm", "mvm_mask", "other_txt"):
+            assert torch.equal(masked(part)[key], together[key][part])
+    assert (together["other_txt"] == special.mask).any()
+
+
+def test_attended_masking_without_a_word_falls_back_to_rm():
+    """As published; no word can be drawn from a text without words."""
+    special = SpecialTokens(0, 1, 2, 3)
+    txt = torch.tensor([[1, 2, 0, 0], [1, 7, 8, 2]]).repeat(50, 1)
+    batch = {"img": torch.randn(100, 2, 3, 64, 64), "txt": txt, "valid": torch.ones(100, dtype=torch.bool)}
+    attention = torch.ones(100, 2 * 5 + 4)
+    mask = mask_batch(batch, ["am"], 1.0, special, 32, generator(), attention)["mvm_mask"]
+    assert mask[::2].all()  # rm at p = 1
+    few = mask_batch(batch, ["am"], 0.3, special, 32, generator(), attention)["mvm_mask"]
+    assert few[::2].flatten(1).sum(1).unique().numel() > 3  # a number that is drawn, not int(L p)
 
 
 def test_without_kinds_nothing_is_hidden():
@@ -182,6 +212,7 @@ def test_attended_masking_hides_words_and_patches_but_nothing_special():
     batch = make_batch()
     video = 4 * 5
     attention = torch.rand(6, video + 10)
+    attention[:, video:] += 2  # of each text some word is drawn
     masked = mask_batch(batch, ["am"], 0.3, SPECIAL, 32, generator(), attention)
     words, patches = masked["ans_mlm"] >= 0, masked["mvm_mask"].flatten(1)
     assert not words[batch["txt"] <= 4].any()

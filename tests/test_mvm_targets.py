@@ -65,10 +65,10 @@ def test_pair_that_moves_too_far_is_left_out():
     ]
     frames, visual = torch.randn(1, 3, 3, 64, 64), torch.randn(1, 3 * 5, 16)
     mask, flow = torch.ones(1, 3, 2, 2), torch.zeros(1, 2, 2, 64, 64)
-    flow[0, 0, :, 5, 5] = torch.tensor([30.0, 41.0])  # 50.8 px
+    flow[0, 0, :, 5, 5] = torch.tensor([2.0, -50.0])
     target.truth = lambda _: flow
     assert target.compare(visual, frames, mask)[1].shape == (4, 2, 32, 32)
-    flow[0, 0, :, 5, 5] = torch.tensor([30.0, 39.0])  # 49.2 px
+    flow[0, 0, :, 5, 5] = torch.tensor([49.9, 49.9])  # as published its length, 70.6 px, does not count
     assert target.compare(visual, frames, mask)[1].shape == (8, 2, 32, 32)
 
 

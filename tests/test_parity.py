@@ -132,9 +132,8 @@ def test_matching_scores_of_all_pairs(model, tokens):
     video, text = tokens
     size, mask = len(video), expected("input/mask")
     others = torch.tensor([[j for j in range(size) if j != i] for i in range(size)])
-    scores = model.matching_scores(
-        model.fuse(video, text, mask)[:, video.shape[1]], video, text, mask, others
-    )
+    matched, texts = model.fuse(video, text, mask)[:, video.shape[1]], others.flatten()
+    scores = model.matching_scores(matched, video, text[texts], mask[texts])
     order = torch.cat([torch.arange(size)[:, None], others], dim=1)
     assert_close(torch.empty(size, size).scatter(1, order, scores), "pretrain/vtm_scores")
 

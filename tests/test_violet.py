@@ -21,7 +21,7 @@ import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
 import results
 import violet
-import weights
+from _tools import weights
 from dataset import Tokens
 from lib import Config, UserError
 from media.frames import Transform, normalise

@@ -267,6 +267,7 @@ def check_questions(
     kind = kind_of(config, items)
     settings: dict[str, Any] = {"size_frame": config.size_frame, "size_option": config.size_option}
     settings |= {"mask_pos": config.mask_pos, "use_prompt": config.enable_prompt}
+    settings |= {"text_rules": config.text_rules}
     transform = Transform(config.img_transform, config.size_img)
     try:  # not as split "train", which leaves out what cannot be answered
         asked = kind(annotation, f"{split} split", items, videos, tokens, transform, **settings)

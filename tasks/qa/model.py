@@ -14,17 +14,20 @@ from torch.nn import functional as F
 from transformers import BertConfig
 
 from agent import Agent
+from batch import Batch, Mean, Output, rank_of
 from dataset import Loader, Tokens
 from engine.processes import World
-from lib import Config, Mean
-from model import Batch, MlmHead, Output, Violet, encoder_arguments, matching_head, start
+from lib import Config
+from model import MlmHead, Violet, encoder_arguments, matching_head, start
 from tasks.qa.metric import accuracy
-from tasks.qa.questions import describe
+from tasks.qa.questions import BEST, describe
 from video_swin import Size
 
-TASKS = ("multiple choice", "open-ended", "fill in the blank")  # rows of `emb_task`; it has ten
+TASK_ROWS = {  # of `emb_task`, which has ten
+    "published": {"multiple choice": 0, "open-ended": 2, "fill in the blank": 2},
+    "fixed": {"multiple choice": 0, "open-ended": 1, "fill in the blank": 2},
+}
 UNREAD = ("train_yaml", "val_yaml", "size_part", "multi_clip_testing")  # keys without effect
-BEST = 5  # answers that the predictions file names
 
 
 class QuestionModel(Violet):
@@ -36,18 +39,30 @@ class QuestionModel(Violet):
         """See `model.start`."""
         start(self, config, self.heads)
 
-    def choose(self, logits: Tensor, batch: Batch, among: Sequence[int] = ()) -> Output:
-        """The loss of picking `answer` (B,) of the batch, -1 = none, by `logits` (B, picks), and the best.
+    def with_prompt(self, video: Tensor, prompt: Tensor | None) -> Tensor:
+        """Video tokens (B, V, D) and behind them those of a prompt (B, P), whose positions begin at 0."""
+        if prompt is None:
+            return video
+        return torch.cat([video, self.enc_txt(prompt, torch.ones_like(prompt)).to(video.dtype)], dim=1)
 
-        With `among` the best are sought among those picks alone, and reported by their places there.
+    def choose(self, logits: Tensor, batch: Batch, among: Sequence[int] = ()) -> Output:
+        """The loss of picking `answer` (B,) of the batch, -1 = none, by `logits` (B, picks); the best picks.
+
+        `rank` is that of the answer, 1 the first; ties and scores that are not finite never help. With
+        `among` the best are sought among those picks alone, and reported by their places there.
         """
         logits, answers = logits.float(), batch["answer"].masked_fill(~batch["valid"], -1)
         loss = F.cross_entropy(logits, answers, ignore_index=-1, reduction="sum")
         output = Output(losses={"answer": Mean(loss, (answers >= 0).sum())})
         if not self.training:
+            own = logits.gather(1, answers.clamp(min=0)[:, None])[:, 0]
             logits = logits[:, list(among)] if among else logits
             shares, best = logits.softmax(dim=1).topk(min(BEST, logits.shape[1]))
-            output.predictions |= {"best": best.tolist(), "probabilities": shares.tolist()}
+            output.predictions |= {
+                "rank": rank_of(logits, own).tolist(),
+                "best": best.tolist(),
+                "probabilities": shares.tolist(),
+            }
         return output
 
 
@@ -67,26 +82,31 @@ class ChoiceModel(QuestionModel):
         model.load(config)
         return model
 
-    def scores(self, img: Tensor, txt: Tensor, mask: Tensor) -> Tensor:
-        """img: (B, T, 3, H, W); txt, mask: (B, O, X) -> (B, O). A video is encoded once for its options."""
+    def scores(self, img: Tensor, txt: Tensor, mask: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """img: (B, T, 3, H, W); txt, mask: (B, O, X); prompt: (B, P) or None -> (B, O).
+
+        A video is encoded once for its options.
+        """
         options = txt.shape[1]
         txt, mask = rearrange(txt, "b o x -> (b o) x"), rearrange(mask, "b o x -> (b o) x")
         video, text = self.encode(img, txt, mask)
+        video = self.with_prompt(video, prompt)
         cls = torch.full((len(txt), 1), video.shape[1], device=txt.device)
         fused = self.fuse(repeat(video, "b v d -> (b o) v d", o=options), text, mask, cls)
         return rearrange(self.fc(fused), "(b o) 1 1 -> b o", o=options)
 
     def forward(self, batch: Batch) -> Output:
         """A batch of `questions.MultipleChoice` -> its loss and the best options."""
-        return self.choose(self.scores(batch["img"], batch["txt"], batch["mask"]), batch)
+        scores = self.scores(batch["img"], batch["txt"], batch["mask"], batch.get("prompt"))
+        return self.choose(scores, batch)
 
 
 class MaskModel(QuestionModel):
     """The answer is the word that `fc_mtm` names at [MASK].
 
     `choices` are the tokens among which it is sought, the whole vocabulary if there are none; the loss is
-    over the vocabulary in either case, as published. With `task`, `emb_task` gives a token that says which
-    of `TASKS` it is, between the video's and the text's.
+    over the vocabulary in either case, as published. With `task_row`, that row of `emb_task` is a token
+    behind those of the video.
     """
 
     heads = ("fc_mtm",)
@@ -97,38 +117,44 @@ class MaskModel(QuestionModel):
         text: BertConfig,
         vis_size: Size,
         choices: Sequence[int] = (),
-        task: str = "",
+        task_row: int | None = None,
         **encoders: Any,
     ) -> None:
         super().__init__(fusion, text, vis_size, **encoders)
-        self.choices, self.task = list(choices), task
+        self.choices, self.task_row = list(choices), task_row
         self.fc_mtm = MlmHead(text)
         self.emb_task = nn.Parameter(fusion.initializer_range * torch.randn(10, fusion.hidden_size))
-        self.emb_task.requires_grad_(bool(task))
+        self.emb_task.requires_grad_(task_row is not None)
 
     @classmethod
     def from_config(cls, config: Config, task: str, choices: Sequence[int] = ()) -> "MaskModel":
-        """Built and started as `config` says."""
-        task = task if config.enable_task_token else ""
-        model = cls(choices=choices, task=task, **encoder_arguments(config))
+        """Built and started as `config` says; `task` is a key of `TASK_ROWS`."""
+        row = TASK_ROWS[config.text_rules][task] if config.enable_task_token else None
+        model = cls(choices=choices, task_row=row, **encoder_arguments(config))
         model.load(config)
         return model
 
-    def logits(self, img: Tensor, txt: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+    def logits(
+        self, img: Tensor, txt: Tensor, mask: Tensor, place: Tensor, prompt: Tensor | None = None
+    ) -> Tensor:
         """img: (B, T, 3, H, W); txt, mask: (B, X); place: (B,), that of [MASK] -> (B, vocabulary)."""
-        return self.name_word(*self.encode(img, txt, mask), mask, place)
+        return self.name_word(*self.encode(img, txt, mask), mask, place, prompt)
 
-    def name_word(self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor) -> Tensor:
-        """video: (B, V, D); text: (B, X, D); mask: (B, X); place: (B,) -> (B, vocabulary)."""
-        if self.task:
-            token = self.emb_task[TASKS.index(self.task)].to(video.dtype)
+    def name_word(
+        self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor, prompt: Tensor | None = None
+    ) -> Tensor:
+        """video: (B, V, D); text: (B, X, D); mask: (B, X); place: (B,); prompt: (B, P) -> (B, vocabulary)."""
+        if self.task_row is not None:
+            token = self.emb_task[self.task_row].to(video.dtype)
             video = torch.cat([video, repeat(token, "d -> b 1 d", b=len(video))], dim=1)
+        video = self.with_prompt(video, prompt)
         fused = self.fuse(video, text, mask, video.shape[1] + place[:, None])
         return self.fc_mtm(rearrange(fused, "b 1 d -> b d"))
 
     def forward(self, batch: Batch) -> Output:
         """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""
-        logits = self.logits(batch["img"], batch["txt"], batch["mask"], batch["place"])
+        given = (batch[name] for name in ("img", "txt", "mask", "place"))
+        logits = self.logits(*given, batch.get("prompt"))
         return self.choose(logits, batch, self.choices)  # Deviation 7
 
 

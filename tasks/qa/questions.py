@@ -18,20 +18,22 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
 from engine.processes import World
 from lib import Config, UserError, log
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Videos
-from model import Batch, Output
+from tasks.qa.texts import RULES, Text
 
 Item = dict[str, Any]
-Ids = list[int]
+BEST = 5  # answers that the predictions file names
 UNANSWERABLE = {  # why a question cannot be answered
     "video": "the video is missing",
     "row": "the video's row cannot be read",
     "answer": "the answer is not one token",
-    "mask": "the text has no [MASK]",
+    "score": "the scores are not finite numbers",
+    "mask": "the text has no [MASK], or loses it when it is cut to size_txt",
 }
 
 
@@ -89,18 +91,6 @@ def is_withheld(items: Sequence[Item]) -> bool:
 # -------------------------------------------------------------------------------------------- datasets
 
 
-@dataclass
-class Text:
-    """The tokens of a question: one text, or one per option."""
-
-    ids: list[Ids]
-    place: int = 0
-    """that of [MASK]"""
-    shortened: bool = False
-    answerable: bool = True
-    """False: it has no [MASK]"""
-
-
 class NothingToAnswer(UserError):
     """Not one question of a split can be answered, for all videos are missing, say."""
 
@@ -109,8 +99,7 @@ class NothingToAnswer(UserError):
 class Questions(ABC):
     """One split of a task. A kind of question says what its text and its answer are.
 
-    `wanted[i]` is what the model is trained to give, `truth[i]` what its best pick is compared with; -1 where
-    `reasons[i]` says why it cannot be answered.
+    `wanted[i]` is the right option or token; -1 where `reasons[i]` says why there is none.
     """
 
     annotation: Annotation
@@ -123,8 +112,8 @@ class Questions(ABC):
     size_option: int = 5
     mask_pos: str = "append"
     use_prompt: bool = False
+    text_rules: str = "published"
     wanted: list[int] = field(init=False)
-    truth: list[int] = field(init=False)
     reasons: list[str] = field(init=False)
     withheld: bool = field(init=False)
     """whether the split has no answers: it is predicted, and has no accuracy"""
@@ -134,27 +123,33 @@ class Questions(ABC):
     has_options: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Tokenise everything, and leave out of training what cannot be answered."""
+        """Tokenise everything, and leave questions without a video out of training."""
         self.withheld = not self.split.startswith("train") and is_withheld(self.items)
         self.special = self.tokens.special
         self.pad = self.special.pad
-        self.table = self.tokens.words(piece for item in self.items for piece in self.pieces(item))
+        prompt = self.prompt if self.use_prompt else ""
+        self.table = self.tokens.words(
+            [prompt, *(piece for item in self.items for piece in self.pieces(item))]
+        )
+        self.rules = RULES[self.text_rules](
+            self.special, self.tokens.size, self.mask_pos, tuple(self.table[prompt])
+        )
         texts = [self.compose(item) for item in self.items]
-        answers = [(-1, -1) if self.withheld else self.answer(item) for item in self.items]
+        answers = [-1 if self.withheld else self.answer(item) for item in self.items]
         self.reasons = [self.reason(*triple) for triple in zip(self.items, texts, answers, strict=True)]
         self.report(texts)
-        kept = [i for i, why in enumerate(self.reasons) if not why or self.split != "train"]
-        self.items, texts = [self.items[i] for i in kept], [texts[i] for i in kept]
-        self.reasons = [self.reasons[i] for i in kept]
-        answers = [(-1, -1) if self.reasons[n] else answers[i] for n, i in enumerate(kept)]
-        self.wanted, self.truth = [a for a, _ in answers], [b for _, b in answers]
-        self.places, self.shortened = [text.place for text in texts], [text.shortened for text in texts]
-        self.txt = [[np.array(ids, np.int32) for ids in text.ids] for text in texts]
-        del self.table
         if all(self.reasons):
             raise NothingToAnswer(
                 f"{self.annotation.path}: no question of {self.split} can be answered; see the log above."
             )
+        # other questions without an answer stay in training, as published: they have no loss
+        kept = [i for i, why in enumerate(self.reasons) if why != "video" or self.split != "train"]
+        self.items, texts = [self.items[i] for i in kept], [texts[i] for i in kept]
+        self.reasons = [self.reasons[i] for i in kept]
+        self.wanted = [-1 if self.reasons[n] else answers[i] for n, i in enumerate(kept)]
+        self.places, self.shortened = [text.place for text in texts], [text.shortened for text in texts]
+        self.txt = [[np.array(ids, np.int32) for ids in text.ids] for text in texts]
+        del self.table
 
     def __len__(self) -> int:
         return len(self.items)
@@ -170,8 +165,8 @@ class Questions(ABC):
         """Its text, by the ids of its pieces in `table`."""
 
     @abstractmethod
-    def answer(self, item: Item) -> tuple[int, int]:
-        """What the model is to give, and what its pick is compared with; -1: there is none."""
+    def answer(self, item: Item) -> int:
+        """The right option or token; -1: there is none."""
 
     @abstractmethod
     def name(self, item: Item, pick: int) -> str:
@@ -191,17 +186,13 @@ class Questions(ABC):
         """The question as the file has it; empty if it has none."""
         return str(item.get("question") or "")
 
-    def lead(self) -> str:
-        """The prompt, where it is asked for."""
-        return self.prompt if self.use_prompt else ""
-
-    def reason(self, item: Item, text: Text, answer: tuple[int, int]) -> str:
+    def reason(self, item: Item, text: Text, answer: int) -> str:
         """Why a question cannot be answered: a key of UNANSWERABLE, or nothing."""
         if str(item["video"]) not in self.videos:
             return "video"
         if not text.answerable:
             return "mask"
-        return "answer" if answer[0] < 0 and not self.withheld else ""
+        return "answer" if answer < 0 and not self.withheld else ""
 
     def report(self, texts: Sequence[Text]) -> None:
         """Log how many questions there are, how many were shortened, and how many cannot be answered."""
@@ -216,7 +207,7 @@ class Questions(ABC):
                 "%s: %d questions %s: %s, first that of %s",
                 self.split,
                 count,
-                "left out" if self.split == "train" else "count as wrong",
+                outcome(self.split, why),
                 UNANSWERABLE[why],
                 f"{first['video']} ({'' if self.withheld else self.answer_name(first)!r})",
             )
@@ -239,15 +230,16 @@ class Questions(ABC):
         mask = torch.zeros_like(txt)
         for row, ids in enumerate(self.txt[index]):
             txt[row, : len(ids)] = torch.from_numpy(ids)
-            mask[row, : len(ids)] = 1
+            mask[row, : len(ids)] = torch.from_numpy(ids != self.pad)
         if not self.text_per_option:
             txt, mask = txt[0], mask[0]
-        answer, place = self.wanted[index], self.places[index]
+        prompt = {"prompt": torch.tensor(self.rules.between)} if self.rules.between else {}
         return {
             "txt": txt,
             "mask": mask,
-            "place": place,
-            "answer": answer,
+            **prompt,
+            "place": self.places[index],
+            "answer": self.wanted[index],
             "id": str(self.items[index]["video"]),
         }
 
@@ -255,21 +247,35 @@ class Questions(ABC):
         """A question whose clip cannot be read: it counts as wrong."""
         return {**self.sample(index), "img": self.transform.blank(self.size_frame), "valid": False}
 
-    def describe(self, index: int, valid: bool, best: Sequence[int], shares: Sequence[float]) -> Item:
-        """For the predictions file: question, answer, the best picks with probabilities, right or wrong."""
+    def describe(
+        self, index: int, valid: bool, rank: int, best: Sequence[int], shares: Sequence[float]
+    ) -> Item:
+        """For the predictions file: question, answer, the best picks with probabilities, right or wrong.
+
+        `rank` is that of the right answer. Without finite scores nothing is picked.
+        """
         item, reason = self.items[index], self.reasons[index] or ("" if valid else "row")
+        if not reason and not all(map(math.isfinite, shares)):
+            reason, best, shares = "score", [], []
         picks = [
             {"answer": self.name(item, pick), "probability": round(share, 6)}
             for pick, share in zip(best, shares, strict=True)
         ]
         row: Item = {"id": str(item["video"]), "question": self.asked(item)}
         row |= {"answer": None if self.withheld else self.answer_name(item), "best": picks}
-        row["right"] = None if self.withheld else not reason and best[0] == self.truth[index]
+        row["right"] = None if self.withheld else not reason and rank == 1
         if not self.has_options and not self.withheld:
-            row["right_5"] = not reason and self.truth[index] in best[:5]
+            row["right_5"] = not reason and rank <= BEST
         if kind := item.get("type", item.get("question_type")):
             row["type"] = str(kind)
         return {**row, "unanswerable": reason, "shortened": self.shortened[index]}
+
+
+def outcome(split: str, why: str) -> str:
+    """The words for the fate of questions that cannot be answered."""
+    if split != "train":
+        return "count as wrong"
+    return "left out" if why == "video" else "have no loss"
 
 
 # --------------------------------------------------------------------------------------------- loaders
@@ -278,19 +284,20 @@ class Questions(ABC):
 def describe(batch: Batch, output: Output, splits: Mapping[str, Loader]) -> Sequence[Item]:
     """The rows of the predictions file for a batch."""
     columns = (batch["corpus"], batch["index"].tolist(), batch["valid"].tolist())
-    picks = (output.predictions["best"], output.predictions["probabilities"])
+    picks = (output.predictions[name] for name in ("rank", "best", "probabilities"))
     rows = []
-    for split, index, valid, best, shares in zip(*columns, *picks, strict=True):
+    for split, index, valid, *picked in zip(*columns, *picks, strict=True):
         questions: Any = splits[split].dataset.corpora[split]
-        rows.append(questions.describe(index, valid, best, shares))
+        rows.append(questions.describe(index, valid, *picked))
     return rows
 
 
 def some_videos(items: Sequence[Item], ratio: float, seed: int) -> list[Item]:
-    """The questions about a share of the videos, drawn by `seed`."""
+    """The questions about a share of the videos, or about `ratio` videos where that is above 1, by `seed`."""
     videos = sorted({str(item["video"]) for item in items})
     order = np.random.default_rng(seed).permutation(len(videos))
-    kept = {videos[i] for i in order[: math.ceil(ratio * len(videos))]}
+    count = math.ceil(ratio * len(videos)) if ratio <= 1 else int(ratio)
+    kept = {videos[i] for i in order[:count]}
     return [item for item in items if str(item["video"]) in kept]
 
 
@@ -308,6 +315,7 @@ def question_loaders(
     loaders = {}
     settings: dict[str, Any] = {"size_frame": config.size_frame, "size_option": config.size_option}
     settings |= {"mask_pos": config.mask_pos, "use_prompt": config.enable_prompt}
+    settings |= {"text_rules": config.text_rules}
     transform = Transform(config.img_transform, config.size_img)
     for number, (split, items) in enumerate(splits.items()):
         try:
@@ -326,7 +334,8 @@ def question_loaders(
 def without_padding(samples: list[dict[str, Any]]) -> Batch:
     """Samples -> a batch without the columns that are padding in all of its texts."""
     batch = default_collate(samples)
-    longest = int(batch["mask"].sum(dim=-1).max())
+    columns = torch.arange(1, batch["mask"].shape[-1] + 1)
+    longest = int((batch["mask"] * columns).max())  # with mask_pos insert, padding may lie before [MASK]
     return {**batch, **{name: batch[name][..., :longest] for name in ("txt", "mask")}}
 
 
@@ -355,6 +364,6 @@ def split_loader(
     """The loader of one split, whose name is also that of the corpus in its batches."""
     train = split == "train"
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
-    batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size)
+    batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, keep_last=True)
     mixture, pin = Mixture({split: questions}, config.seed, train), world.device.type != "cpu"
     return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin, collate)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from batch import Batch, Output
 from dataset import Loader, Tokens
 from engine.processes import World
 from lib import Config, UserError, log
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
 from media.tsv import BadRow, Videos
-from model import Batch, Output
 from tasks.qa.questions import Annotation, Item, choose_splits, split_loader
 
 

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
+from batch import Batch, Mean, Output, best_alone
 from engine.processes import World
-from lib import Config, Mean
-from model import Batch, Output, Violet, encoder_arguments, matching_head, start
+from lib import Config
+from model import Violet, encoder_arguments, matching_head, start
 from video_swin import Size
 
 UNREAD = (
@@ -144,12 +145,6 @@ class RetrievalModel(Violet):
                 "among": [by_text.shape[1]] * len(own),
             }
         return output
-
-
-def best_alone(scores: Tensor, own: Tensor) -> Tensor:
-    """Whether each row's highest score is that at `own` (rows,), and no other equals it."""
-    mine = scores.gather(1, own[:, None])
-    return (scores >= mine).sum(dim=1) == 1
 
 
 class _Gather(torch.autograd.Function):

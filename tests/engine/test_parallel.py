@@ -16,12 +16,13 @@ from torch.distributed import HashStore
 from torch.distributed.tensor import DTensor
 
 from agent import Agent, compile_encoders
+from batch import Mean, Output
 from engine.parallel import choose_parallel, choose_precision, joined, report
 from engine.processes import World, distributed, meet
 from engine.resume import load_model, load_optimizer, optimizer_state, whole
-from lib import Config, Mean, UserError, log
+from lib import Config, UserError, log
 from masking import mask_batch
-from model import Output, PretrainModel, Violet
+from model import PretrainModel, Violet
 from tasks.qa.model import ChoiceModel
 from tasks.retrieval.model import RetrievalModel
 from tests.conftest import SWIN, tiny_bert

@@ -19,13 +19,13 @@ from tqdm import tqdm
 import agent as engine
 import main_pretrain_yaml as script
 from agent import Agent
+from batch import Mean, Output
 from dataset import Batches, Loader, Mixture
 from engine import resume, runs
 from engine.processes import World, distributed
 from engine.runs import BEFORE, FINISHED, STATE, hold, open_run
 from engine.signals import Stop, ignored
-from lib import Config, Mean, UserError, log
-from model import Output
+from lib import Config, UserError, log
 from tests.test_agent import free_port, lines, tiny_config
 
 ALONE = World(torch.device("cpu"))

@@ -15,11 +15,12 @@ import main_qamc_tsv_mlm_gen_ans_idx
 import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 from agent import Agent
+from batch import Mean, Output
 from engine.processes import World
-from lib import Config, Mean, UserError
-from model import Output, PretrainModel
+from lib import Config, UserError
+from model import PretrainModel
 from tasks.qa.metric import accuracy, interval
-from tasks.qa.model import TASKS, ChoiceModel, MaskModel
+from tasks.qa.model import TASK_ROWS, ChoiceModel, MaskModel
 from tasks.qa.questions import without_padding
 from tests.conftest import SWIN, WORDS, tiny_bert, write_videos
 from tests.test_agent import free_port, lines
@@ -91,7 +92,7 @@ def test_padding_of_all_texts_is_left_out_of_a_batch_and_changes_nothing(options
 
 def test_the_task_token_is_used_when_asked_for():
     batch = question_batch()
-    plain, token = mask_model().eval(), mask_model(task=TASKS[1]).eval()
+    plain, token = mask_model().eval(), mask_model(task_row=1).eval()
     token.load_state_dict(plain.state_dict())
     outputs = [m.logits(batch["img"], batch["txt"], batch["mask"], batch["place"]) for m in (plain, token)]
     assert not torch.allclose(*outputs)
@@ -102,7 +103,7 @@ def test_the_task_token_is_used_when_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("model", "options"), [(choice_model, 3), (mask_model, 0), (lambda: mask_model(task=TASKS[0]), 0)]
+    ("model", "options"), [(choice_model, 3), (mask_model, 0), (lambda: mask_model(task_row=0), 0)]
 )
 @pytest.mark.parametrize("answers", [[0, 1, 2], [-1, -1, -1]])
 def test_every_parameter_that_trains_gets_a_gradient(model, options, answers):
@@ -172,7 +173,9 @@ def test_a_pretraining_checkpoint_loads_and_a_head_may_start_anew(pretrained, ki
 def test_freezing_leaves_the_head(pretrained):
     model = ChoiceModel.from_config(Config(freeze_violet=True, **pretrained))
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"fc"}
-    model = MaskModel.from_config(Config(freeze_violet=True, enable_task_token=True, **pretrained), TASKS[1])
+    given = Config(freeze_violet=True, enable_task_token=True, **pretrained)
+    model = MaskModel.from_config(given, "open-ended")
+    assert model.task_row == TASK_ROWS["published"]["open-ended"] == 2
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"fc_mtm", "emb_task"}
 
 

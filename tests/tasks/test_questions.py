@@ -13,9 +13,10 @@ from engine.processes import World
 from lib import Config, UserError
 from media.frames import Transform
 from media.tsv import BadRow, Videos, find_ids, id2lineidx_path
-from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber, fit
+from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from tasks.qa.metric import accuracy
 from tasks.qa.questions import Annotation, question_loaders, some_videos
+from tasks.qa.texts import Fixed
 from tests.conftest import write_videos
 
 OPTIONS = {f"option_{i}": f"moves {word}" for i, word in enumerate(["left", "right", "up", "down", "a star"])}
@@ -37,14 +38,15 @@ def tokenizer(question_bert):
 def ask(tmp_path, videos, question_bert):
     """Questions of a kind, as a file's split."""
 
-    def make(kind, items, split="val", size_txt=40, more=None, **arguments):
+    def make(kind, items, split="val", size_txt=40, more=None, text_rules="fixed", **arguments):
         path = tmp_path / "txt_asked.json"
         path.write_text(json.dumps({split: items, **(more or {})}))
         tokens, transform = Tokens(str(question_bert), size_txt), Transform(["img_rand_crop"], 32)
         annotation = Annotation.read(path)
         return kind(
-            annotation, split, annotation.splits[split], videos, tokens, transform, size_frame=2, **arguments
-        )
+            annotation, split, annotation.splits[split], videos, tokens, transform, size_frame=2,
+            text_rules=text_rules, **arguments
+        )  # fmt: skip
 
     return make
 
@@ -199,6 +201,108 @@ def test_a_blank_keeps_its_own_mask(ask):
     assert asked.sample(0)["place"] == 2
 
 
+# -- texts by the published rules
+
+LONG = {"video": "clip1", "question": " ".join(["what", "is", "the", *["small"] * 30]), "answer": "red"}
+PLACES = ["append", "prepend", "insert", "replace"]
+
+
+def by_the_table(words: list[str], ending: list[str], mask_pos: str, size: int) -> tuple[list[str], int]:
+    """Words cut to size - 1 and put in their frame, that cut to size; the place of [MASK], -1: cut off."""
+    cut = words[: size - 1]
+    if mask_pos == "insert":
+        frame = ["[CLS]", *cut, "[SEP]"]
+        frame += ["[PAD]"] * max(0, 10 - len(frame))
+        frame = [*frame[:10], "[MASK]", *frame[10:]]
+    else:
+        frame = {
+            "append": ["[CLS]", *cut, *ending, "[MASK]", "[SEP]"],
+            "prepend": ["[MASK]", "[CLS]", *cut, "[SEP]"],
+            "replace": ["[MASK]", *cut, "[SEP]"],
+        }[mask_pos]
+    place = frame.index("[MASK]")
+    return frame[:size], place if place < size else -1
+
+
+def check_text(asked, words, place, index=0, row=None):
+    sample = asked.sample(index)
+    txt, mask = (sample[key] if row is None else sample[key][row] for key in ("txt", "mask"))
+    read = asked.tokens.tokenizer.convert_ids_to_tokens(txt.tolist())
+    assert read == words + ["[PAD]"] * (len(read) - len(words))
+    assert mask.tolist() == [int(word != "[PAD]") for word in read]
+    if place >= 0:
+        assert sample["place"] == place and asked.reasons[index] == ""
+    else:
+        assert (asked.reasons[index], sample["answer"]) == ("mask", -1)
+
+
+@pytest.mark.parametrize("mask_pos", PLACES)
+@pytest.mark.parametrize("size", range(3, 45))
+def test_published_texts_of_open_ended_questions(ask, mask_pos, size):
+    items = [{**LONG, "question": " ".join(LONG["question"].split()[:n])} for n in (1, 4, 9, 10, 14, 33)]
+    items.append(OPEN | {"question": "the"})
+    try:
+        asked = ask(OpenEnded, items, size_txt=size, text_rules="published", mask_pos=mask_pos)
+    except UserError as error:  # in none of them is a [MASK] left
+        assert ("can be answered" in str(error) and (mask_pos, size <= 10) == ("insert", True)) or size < 5
+        return
+    for index, item in enumerate(items):
+        check_text(asked, *by_the_table(item["question"].split(), ["answer", ":"], mask_pos, size), index)
+
+
+@pytest.mark.parametrize("mask_pos", PLACES)
+@pytest.mark.parametrize("size", range(12, 60, 3))
+def test_published_texts_of_numbered_options(ask, mask_pos, size):
+    words = CHOICE["question"].split()
+    for i in range(5):
+        words += ["[SEP]", "option", str(i), ":", *CHOICE[f"option_{i}"].split()]
+    short = {"video": "clip1", "question": "", **{f"option_{i}": "up" for i in range(5)}, "answer": 0}
+    few = [word for i in range(5) for word in ("[SEP]", "option", str(i), ":", "up")]
+    expected = [by_the_table(text, [], mask_pos, size) for text in (words, few)]
+    if all(place < 0 for _, place in expected):
+        with pytest.raises(UserError, match="can be answered"):
+            ask(OptionNumber, [CHOICE, short], size_txt=size, text_rules="published", mask_pos=mask_pos)
+        return
+    asked = ask(OptionNumber, [CHOICE, short], size_txt=size, text_rules="published", mask_pos=mask_pos)
+    for index, (text, place) in enumerate(expected):
+        check_text(asked, text, place, index)
+
+
+@pytest.mark.parametrize("mask_pos", PLACES)  # without effect
+@pytest.mark.parametrize("size", range(3, 20))
+def test_published_texts_of_choices_and_blanks(ask, mask_pos, size):
+    given = {"size_txt": size, "text_rules": "published", "mask_pos": mask_pos}
+    asked = ask(MultipleChoice, [CHOICE], **given)
+    for row in range(5):
+        words = [*CHOICE["question"].split(), *CHOICE[f"option_{row}"].split()]
+        check_text(asked, ["[CLS]", *words[: size - 1], "[SEP]"][:size], 0, row=row)
+    sentences = [["[MASK]"], ["the", "[MASK]", "star"], [*["up"] * 12, "[MASK]", "down"]]
+    items = [{**OPEN, "question": " ".join(sentence)} for sentence in sentences]
+    asked = ask(FillInTheBlank, items, **given)
+    for index, sentence in enumerate(sentences):
+        text = ["[CLS]", *sentence[: size - 1], "[SEP]"][:size]
+        check_text(asked, text, text.index("[MASK]") if "[MASK]" in text else -1, index)
+
+
+@pytest.mark.parametrize("kind", [MultipleChoice, OptionNumber, OpenEnded, FillInTheBlank])
+def test_a_published_prompt_is_a_sequence_of_its_own(ask, kind):
+    item = {**CHOICE, "question": "the [MASK] star"}
+    if kind in (OpenEnded, FillInTheBlank):
+        item["answer"] = "red"
+    plain, prompted = (ask(kind, [item], text_rules="published", use_prompt=on).sample(0) for on in (0, 1))
+    assert torch.equal(plain["txt"], prompted["txt"]) and "prompt" not in plain
+    asked = ask(kind, [item])
+    words = asked.tokens.tokenizer.convert_ids_to_tokens(prompted["prompt"].tolist())
+    assert (words[0], words[-1]) == ("[CLS]", "[SEP]")
+    assert words[1:-1] == asked.tokens.tokenizer.tokenize(kind.prompt)
+
+
+def test_published_answers_are_compared_as_they_are_written(ask):
+    items = [{**OPEN, "answer": word} for word in ("red", "Red", "RED", " red", "red star", "[UNK]")]
+    assert ask(OpenEnded, items, text_rules="published").reasons == ["", *["answer"] * 5]
+    assert ask(OpenEnded, items).reasons == ["", "", "", "", "answer", "answer"]
+
+
 # -- texts that are cut
 
 
@@ -216,7 +320,7 @@ def test_a_long_question_keeps_its_mask_and_its_end(ask, mask_pos, caplog):
 
 
 def test_options_are_shortened_evenly_before_the_question():
-    question, options = list(range(6)), [[1] * 10, [2] * 3, [3] * 8]
+    question, options, fit = list(range(6)), [[1] * 10, [2] * 3, [3] * 8], Fixed.fit
     assert fit(question, options, 27, together=True) == (question, options)
     cut, cuts = fit(question, options, 23, together=True)
     assert (len(cut), [len(o) for o in cuts]) == (6, [7, 3, 7])
@@ -278,7 +382,8 @@ def test_answers_by_word_by_number_and_by_text(ask):
         assert [asked.name({}, i) for i in asked.wanted[:3]] == ["red", "blue", "green"]
         assert asked.reasons == ["", "", "", "answer", "answer", "answer"]
         assert asked.wanted[3:] == [-1, -1, -1]
-        assert len(ask(OpenEnded, items, split="train", more=more)) == 3
+        trained = ask(OpenEnded, items, split="train", more=more)  # as published: kept, without a loss
+        assert trained.wanted == asked.wanted
 
 
 @pytest.mark.parametrize(
@@ -315,7 +420,7 @@ def test_a_split_whose_answers_are_withheld_is_predicted(ask, kind, caplog):
     questions = ask(kind, [item, {**item, "video": "clip99"}], split="test")
     assert "test: the file has no answers" in caplog.text
     assert questions.reasons == ["", "video"] and questions.sample(0)["answer"] == -1
-    rows = [questions.describe(i, True, [1, 0], [0.7, 0.3]) for i in range(2)]
+    rows = [questions.describe(i, True, 1, [1, 0], [0.7, 0.3]) for i in range(2)]
     assert [(row["answer"], row["right"], len(row["best"])) for row in rows] == [(None, None, 2)] * 2
     assert accuracy(rows, "test") == {"questions": 2}
     with pytest.raises(UserError):
@@ -369,19 +474,19 @@ def test_a_missing_video_is_left_out_of_training_and_counts_as_wrong(ask, caplog
     asked = ask(OpenEnded, items)
     sample = asked.read(1, None)
     assert sample["valid"] is False and sample["answer"] == -1 and not sample["img"].any()
-    row = asked.describe(1, False, [asked.tokens.one("red")], [0.5])
+    row = asked.describe(1, False, 1, [asked.tokens.one("red")], [0.5])
     assert (row["right"], row["right_5"], row["unanswerable"]) == (False, False, "video")
 
 
 def test_a_right_pick_is_right(ask):
     asked = ask(OptionNumber, [{**CHOICE, "type": "direction"}])
-    row = asked.describe(0, True, [3, 0, 1, 2, 4], [0.5, 0.2, 0.1, 0.1, 0.1])
+    row = asked.describe(0, True, 1, [3, 0, 1, 2, 4], [0.5, 0.2, 0.1, 0.1, 0.1])
     assert (row["right"], row["answer"], row["type"]) == (True, "moves down", "direction")
     assert row["best"][0] == {"answer": "moves down", "probability": 0.5}
-    assert not asked.describe(0, False, [3], [0.5])["right"]
+    assert not asked.describe(0, False, 1, [3], [0.5])["right"]
     opened = ask(OpenEnded, [OPEN])
     red, blue = opened.tokens.one("red"), opened.tokens.one("blue")
-    row = opened.describe(0, True, [blue, red], [0.6, 0.4])
+    row = opened.describe(0, True, 2, [blue, red], [0.6, 0.4])
     assert (row["right"], row["right_5"], row["best"][0]["answer"]) == (False, True, "blue")
 
 
@@ -409,7 +514,7 @@ def test_a_bad_row_is_reported_with_its_file(tmp_path, ask):
 
     evaluated = first(train=False)
     assert evaluated["valid"].tolist() == [False, True] and not evaluated["img"][0].any()
-    assert asked.describe(0, False, [1], [1.0])["unanswerable"] == "row"
+    assert asked.describe(0, False, 1, [1], [1.0])["unanswerable"] == "row"
     trained = first(train=True)
     assert trained["valid"].all() and trained["id"] == ["clip2", "clip2"]
 

@@ -12,12 +12,13 @@ import torch
 
 import eval_retrieval_tsv
 import main_retrieval_tsv
+from batch import best_alone
 from dataset import Tokens
 from lib import Config, UserError
 from media.frames import normalise
 from tasks.retrieval.captions import read_gallery
 from tasks.retrieval.evaluation import Blocks
-from tasks.retrieval.model import RetrievalModel, best_alone
+from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.ranking import both_ways
 from tasks.retrieval.scoring import PairScorer, all_pairs, chunks
 from tests.conftest import SWIN, WORDS, tiny_bert, write_videos

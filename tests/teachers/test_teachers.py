@@ -193,6 +193,8 @@ def test_timm_networks(tmp_path, target, picture):
     frames = as_frames(picture[:, 16:240, 16:240])
     cfg = network.pretrained_cfg
     pixels = picture[None, :, 16:240, 16:240] / 255
+    if hasattr(network, "layers"):  # a Swin: as published, the features before its last LayerNorm
+        network.norm = torch.nn.Identity()
     features = network.forward_features(Normalize(cfg["mean"], cfg["std"])(pixels))
     want = features[0] if features.ndim == 4 else features[0, 1:].unflatten(0, (7, 7))
     torch.testing.assert_close(teacher(frames)[0, 0].movedim(0, -1), want, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,89 @@
+"""A batch and the output of a model: every key with its shape, and means that can be joined.
+
+Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text tokens, O options, L all tokens.
+
+| key | shape | from | meaning |
+| --- | --- | --- | --- |
+| `img` | (B, T, 3, S, S) | dataset | frames: uint8 on the CPU, normalised float32 on the device |
+| `txt`, `mask` | (B, X), or (B, O, X) | dataset | token ids, and 1 at tokens, 0 at padding |
+| `valid` | (B,) bool | dataset | False: the row could not be read, a blank stands in for it |
+| `id`, `corpus`, `bad` | lists of B | dataset | name, corpus, and the reason why a row could not be read |
+| `index` | (B,) | dataset | number of the sample in its corpus |
+| `other_txt`, `other_mask` | (B, N, X) | dataset | in evaluation: texts of other samples, for VTM |
+| `place`, `answer` | (B,) | questions | place of [MASK]; token or option to predict, -1: none |
+| `video` | (B,) | captions | number of the video, the same for captions of one video |
+| `masked_img`, `masked_txt` | as `img`, `txt` | masking | hidden patches are 0, hidden words [MASK] |
+| `ans_mlm` | (B, X) | masking | ids of the hidden words, -1 elsewhere |
+| `mvm_mask` | (B, T, h, w) bool | masking | True: a hidden patch |
+| `negatives` | (B, N) | masking | in training: samples of the batch whose texts are the wrong ones |
+| `positions` | (B, K) | masking | positions among the L whose output a loss reads |
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that stand for no word."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean in two parts, so that it can be joined with others: over batches, over processes."""
+
+    total: Tensor
+    count: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The mean as a scalar; 0 if there is nothing to take it over."""
+        return self.total / self.count.clamp(min=1e-12)
+
+
+@dataclass
+class Output:
+    """The output of a task's model for a batch."""
+
+    losses: dict[str, Mean]
+    """summed, each logged under its name"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """of the losses in the sum, where it is not 1; the logged loss is without it"""
+    scores: dict[str, Mean] = field(default_factory=dict)
+    """logged, not trained on"""
+    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """one entry per sample, for the predictions file"""
+
+    def weight(self, loss: str) -> float:
+        """A loss's share in the sum."""
+        return self.weights.get(loss, 1.0)
+
+
+def rank_of(scores: Tensor, own: Tensor) -> Tensor:
+    """Rank (...) of the score `own` (...) among scores (..., C) that contain it, 1 the first.
+
+    Ties never help: other candidates of the same score, and those without a number, go before. An `own` that
+    is not finite is last.
+    """
+    before = (~(scores < own[..., None])).sum(dim=-1)
+    return before.where(own.isfinite(), scores.shape[-1])
+
+
+def best_alone(scores: Tensor, own: Tensor) -> Tensor:
+    """Whether the score of the candidate `own` (...) is the highest of scores (..., C), and alone so.
+
+    False where there is only one candidate: with nothing to choose from, nothing is chosen right.
+    """
+    mine = scores.gather(-1, own[..., None]).squeeze(-1)
+    return (rank_of(scores, mine) == 1) & torch.full_like(own, scores.shape[-1] > 1, dtype=torch.bool)

@@ -1,0 +1,175 @@
+"""Token sequences of questions, by two sets of rules.
+
+`Published`: the rules with which released checkpoints were trained. Words are cut to `size_txt` - 1, then
+[CLS], [MASK], [SEP] and "answer:" are put around them, and the result is cut at its end: a long text loses
+its [SEP], its last options and even its [MASK]. A prompt is a sequence of its own.
+`Fixed`: every text keeps [MASK], [SEP] and every option. Options are shortened evenly first, then the
+question; a prompt goes before the question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batch import SpecialTokens
+from lib import UserError
+
+Ids = list[int]
+INSERT_AT = 10  # the token before which `mask_pos` insert puts [MASK]
+FLOOR = 4  # tokens below which an option is not shortened while the question can be
+
+
+@dataclass
+class Text:
+    """The tokens of a question: one sequence, or one per option."""
+
+    ids: list[Ids]
+    place: int = 0
+    """that of [MASK]"""
+    shortened: bool = False
+    answerable: bool = True
+    """False: it has no [MASK]"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The rules of the published code."""
+
+    special: SpecialTokens
+    size: int
+    mask_pos: str = "append"
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def between(self) -> Ids:
+        """The sequence between video and text: [CLS] prompt [SEP], if there is a prompt."""
+        return [self.special.cls, *self.prompt, self.special.sep] if self.prompt else []
+
+    def choose(self, question: Ids, options: Sequence[Ids]) -> Text:
+        """A sequence per option: [CLS] question option [SEP]."""
+        texts = [[*question, *option] for option in options]
+        ids = [[self.special.cls, *text[: self.size - 1], self.special.sep][: self.size] for text in texts]
+        return Text(ids, shortened=any(len(text) + 2 > self.size for text in texts))
+
+    def number(self, question: Ids, heads: Sequence[Ids], options: Sequence[Ids]) -> Text:
+        """All options in one: question [SEP] option 0: TEXT [SEP] option 1: TEXT ..., and [MASK]."""
+        words = list(question)
+        for head, option in zip(heads, options, strict=True):
+            words += [self.special.sep, *head, *option]
+        return self.with_mask(words, [])
+
+    def ask(self, question: Ids, ending: Ids) -> Text:
+        """A question and [MASK]; `ending` leads to an answer that is appended, and to no other."""
+        return self.with_mask(question, ending)
+
+    def complete(self, sentence: Ids) -> Text:
+        """[CLS] sentence [SEP], where the sentence has its own [MASK]."""
+        ids = [self.special.cls, *sentence[: self.size - 1], self.special.sep][: self.size]
+        found = self.special.mask in ids
+        return Text([ids], ids.index(self.special.mask) if found else 0, len(sentence) + 2 > self.size, found)
+
+    def with_mask(self, words: Ids, ending: Ids) -> Text:
+        """[CLS] words [SEP] with [MASK] where `mask_pos` says, cut to `size`.
+
+        insert puts [MASK] at position 10 whatever is there, behind [SEP] and padding in a short text.
+        """
+        cls, sep, mask = self.special.cls, self.special.sep, self.special.mask
+        cut = words[: self.size - 1]
+        if self.mask_pos == "append":
+            ids, place = [cls, *cut, *ending, mask, sep], 1 + len(cut) + len(ending)
+        elif self.mask_pos == "prepend":
+            ids, place = [mask, cls, *cut, sep], 0
+        elif self.mask_pos == "replace":
+            ids, place = [mask, *cut, sep], 0
+        else:
+            text = [cls, *cut, sep]
+            text += [self.special.pad] * (INSERT_AT - len(text))
+            ids, place = [*text[:INSERT_AT], mask, *text[INSERT_AT:]], INSERT_AT
+        found = place < self.size
+        return Text([ids[: self.size]], place if found else 0, len(ids) > self.size or cut != words, found)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Rules under which no text loses its [MASK], its [SEP] or an option (Deviation 8)."""
+
+    special: SpecialTokens
+    size: int
+    mask_pos: str = "append"
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def between(self) -> Ids:
+        """The sequence between video and text: none, for the prompt is part of the text."""
+        return []
+
+    def choose(self, question: Ids, options: Sequence[Ids]) -> Text:
+        """A sequence per option: [CLS] question option [SEP]."""
+        cut, cuts = self.fit(question, options, self.size - 2 - len(self.prompt), together=False)
+        ids = [[self.special.cls, *self.prompt, *cut, *option, self.special.sep] for option in cuts]
+        return Text(ids, shortened=(cut, cuts) != (question, list(options)))
+
+    def number(self, question: Ids, heads: Sequence[Ids], options: Sequence[Ids]) -> Text:
+        """All options in one: [CLS] question [SEP] option 0: TEXT [SEP] option 1: TEXT ... [MASK] [SEP]."""
+        room = self.size - self.specials - len(self.prompt) - sum(1 + len(head) for head in heads)
+        cut, cuts = self.fit(question, options, room, together=True)
+        ids = [self.special.cls, *self.prompt, *cut]
+        for head, option in zip(heads, cuts, strict=True):
+            ids += [self.special.sep, *head, *option]
+        ids, place = self.put_mask([*ids, self.special.sep])
+        return Text([ids], place, shortened=(cut, cuts) != (question, list(options)))
+
+    def ask(self, question: Ids, ending: Ids) -> Text:
+        """[CLS] question answer: [MASK] [SEP]."""
+        room = self.size - self.specials - len(self.prompt) - len(ending)
+        cut = self.fit(question, [], room, together=True)[0]
+        ids, place = self.put_mask([self.special.cls, *self.prompt, *cut, *ending, self.special.sep])
+        return Text([ids], place, shortened=cut != question)
+
+    def complete(self, sentence: Ids) -> Text:
+        """[CLS] sentence [SEP], where the sentence has its own [MASK].
+
+        When cut, its beginning is kept if [MASK] is in it, else the words around [MASK].
+        """
+        room = self.size - 2 - len(self.prompt)
+        at = sentence.index(self.special.mask) if self.special.mask in sentence else -1
+        if room < 1:
+            raise UserError(f"size_txt {self.size} leaves no room for a sentence: raise it.")
+        start = 0 if at < room else min(at - room // 2, len(sentence) - room)
+        cut = sentence[start : start + room]
+        ids = [self.special.cls, *self.prompt, *cut, self.special.sep]
+        return Text([ids], 1 + len(self.prompt) + at - start if at >= 0 else 0, cut != sentence, at >= 0)
+
+    @property
+    def specials(self) -> int:
+        """How many of [CLS], [SEP] and [MASK] a text has."""
+        return 2 + (self.mask_pos != "replace")
+
+    def put_mask(self, ids: Ids) -> tuple[Ids, int]:
+        """[CLS] ... [SEP] with [MASK] where `mask_pos` says; and its place."""
+        places = {"append": len(ids) - 1, "prepend": 1, "insert": min(INSERT_AT, len(ids) - 1), "replace": 0}
+        at = places[self.mask_pos]
+        return [*ids[:at], self.special.mask, *ids[at + (self.mask_pos == "replace") :]], at
+
+    @staticmethod
+    def fit(question: Ids, options: Sequence[Ids], room: int, together: bool) -> tuple[Ids, list[Ids]]:
+        """Shorten the options evenly, then the question, until they fit into `room` tokens.
+
+        `together`: all options are in one text; else each has its own, beside the question.
+        """
+
+        def length(most: int) -> int:
+            used = [min(len(option), most) for option in options]
+            return sum(used) if together else max(used, default=0)
+
+        most = max((len(option) for option in options), default=0)
+        while most > FLOOR and len(question) + length(most) > room:
+            most -= 1
+        while most > 1 and length(most) > room:
+            most -= 1
+        if length(most) > room:
+            raise UserError(f"size_txt leaves {room} tokens for {len(options)} options: raise it.")
+        return question[: room - length(most)], [option[:most] for option in options]
+
+
+Rules = Published | Fixed
+RULES: dict[str, type[Rules]] = {"published": Published, "fixed": Fixed}
