@@ -75,9 +75,7 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
     `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
     windows; patches that were not neighbours must not see each other there.
     """
-    if (
-        torch.compiler.is_compiling()
-    ):  # its tensors are stand-ins
+    if torch.compiler.is_compiling():  # its tensors are stand-ins
         return make_shift_mask(dims, window, shift, device)
     key = (tuple(dims), window, shift, device)
     mask = SHIFT_MASKS.get(key)
