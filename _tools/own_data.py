@@ -10,13 +10,13 @@ In under a minute, ten clips beside their CSV and a tiny network:
 The columns of the CSV say what the task is, and which script runs it:
 
     video,question,answer                open-ended questions; a question may have its own [MASK]
-    video,question,option_0,...,answer   multiple choice; `answer` is the right option, by number from 0 or text
+    video,question,option_0,...,answer   multiple choice; `answer` is the right option, number or text
     video,caption                        retrieval
 
-`video` is a path from the CSV's folder on. Further columns: `split` (train, val or test; without this column the
-splits are drawn by video, see --seed), `id`, `start` and `end` of a clip as in make_tsv.py. Writes img_NAME.tsv,
-txt_TASK.json and args_TASK.json to --output, and prints the commands that check the data and train. Every
-`--KEY VALUE` that is a key of the config goes into args_TASK.json.
+`video` is a path from the CSV's folder on. Further columns: `split` (train, val or test; without this column
+the splits are drawn by video, see --seed), `id`, `start` and `end` of a clip as in make_tsv.py. Writes
+img_NAME.tsv, txt_TASK.json and args_TASK.json to --output, and prints the commands that check the data and
+train. Every `--KEY VALUE` that is a key of the config goes into args_TASK.json.
 """
 
 import argparse

@@ -137,6 +137,7 @@ def fetch_one(name: str, entry: Published, folder: Path) -> str:
         raise UserError(f"{name} has no address of its own: see {entry.page}.")
     if path.is_file() and not fault(path):
         return f"{path} is there and whole"
+    print(f"{name}: asking {entry.page}", flush=True)
     fetch(Wanted(entry.page, path, entry.bytes, entry.sha256), verify=lambda part: unreadable(part, name))
     return f"{path}: {contents(path)}"
 
