@@ -9,6 +9,7 @@ In under a minute on a laptop, after `make demo` has made its data:
 """
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,9 @@ def main() -> None:
             raise UserError("size_epoch 0 evaluates only, and val_yaml names nothing to evaluate on.")
         train = pretrain_loader(config, world, tokens, train=True) if config.size_epoch else None
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
+        for name, loader in (("train", train), ("val", val)):
+            if loader is not None:
+                log.info("%s: pairs %s", name, json.dumps(loader.batches.sizes))
         model = PretrainModel.from_config(config)
         tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
         if config.path_ckpt:

@@ -39,6 +39,8 @@ from tqdm import tqdm
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Row, Sampling, make_row
+from _tools.convert.sources import read_items
+from lib import UserError
 from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
@@ -174,7 +176,7 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     rows, manifest = layout.place(part, layout.rows(0)), layout.place(part, "manifest.jsonl")
     before = first_line(manifest)
     if rows.exists() and before != settings:
-        raise user_error(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
+        raise UserError(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
 
 
@@ -241,7 +243,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
         shutil.rmtree(part)
-        raise user_error(f"nothing written: not one row could be made; see {listed}")
+        raise UserError(f"nothing written: not one row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
@@ -313,8 +315,6 @@ def is_complete(part: Path, settings: Settings, layout: Layout) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the files; exits with 1 when there is not one row."""
-    from _tools.convert.sources import read_items  # see `user_error`
-
     args = parse_arguments(arguments)
     layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
     part = args.output / f"{args.name}.part"
@@ -329,11 +329,11 @@ def main(arguments: list[str] | None = None) -> None:
         keep_damaged=args.keep_damaged,
     )
     if not args.source.exists():
-        raise user_error(f"{args.source} does not exist; check the path")
+        raise UserError(f"{args.source} does not exist; check the path")
     window = (args.start, args.end)
     items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
     if not items:
-        raise user_error(f"{args.source}: no video, image or row in it; check the path")
+        raise UserError(f"{args.source}: no video, image or row in it; check the path")
     settings = settings_of(items, sampling, layout)
     if is_complete(part, settings, layout):
         move(part, layout)
@@ -344,13 +344,6 @@ def main(arguments: list[str] | None = None) -> None:
         return
     done = write_rows(part, items, sampling, layout, args.workers, settings)
     finish(part, items, done, layout)
-
-
-def user_error(message: str) -> Exception:
-    """A `UserError`. It is imported here, with torch, which the processes that decode do without."""
-    from lib import UserError
-
-    return UserError(message)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """From a CSV of one's own to a run, by one command."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -60,7 +61,7 @@ def test_one_command_then_the_printed_one(own, monkeypatch, tmp_path, script):
     assert (python, named) == ("python", script)
     monkeypatch.setattr(sys, "argv", [named, *arguments])
     next(module for module in SCRIPTS if f"{module.__name__}.py" == named).main()
-    [row] = [json.loads(line) for path in (tmp_path / "out").glob("*/eval.jsonl") for line in path.open()]
+    [row] = [json.loads(line) for path in (tmp_path / "out").glob("_*/eval.jsonl") for line in path.open()]
     assert {"val_acc", "test_acc"} <= row.keys()
 
 
@@ -127,3 +128,22 @@ def test_splits_are_drawn_by_video_and_the_same_every_time():
     assert set(draw_splits(["a"], shares, 0).values()) == {"train"}
     with pytest.raises(UserError, match="between 0 and 1"):
         draw_splits(videos, {"val": 2.0}, 0)
+
+
+def test_the_log_of_a_run_says_all_that_its_result_hangs_on(own, monkeypatch, tmp_path):
+    own(table(*TABLES["main_qaoe_tsv_mlm_head.py"]))
+    monkeypatch.setattr(sys, "argv", ["x.py", "--config", "_data/args_mine-qa.json", "--logging_steps", "1"])
+    main_qaoe_tsv_mlm_head.main()
+    latest = tmp_path / "out" / "latest"
+    assert latest.is_symlink() and (latest / "args.json").is_file()
+    log = (latest / "log.txt").read_text()
+    for part in (
+        r"commit \w+",
+        r"python 3\.\d+",
+        r"torch \d",
+        "this one: .*cpu",
+        '"train": {"train": 3}',
+        "step 1: loss",
+    ):
+        assert re.search(part, log), part
+    assert re.search(r"INFO finished in 0:0\d:\d\d$", log.strip())
