@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
+import logging.handlers
 import math
 import time
 import zlib
@@ -106,6 +108,13 @@ def compile_encoders(model: nn.Module) -> None:
     model.get_submodule("trsfr").compile(dynamic=True)  # each step reads another number of positions
 
 
+def quiet_console() -> None:
+    """Keep lines for the file alone off the console: tqdm's handler forgets the level of the one before."""
+    for handler in log.handlers:
+        if not isinstance(handler, logging.FileHandler | logging.handlers.MemoryHandler):
+            handler.setLevel(max(handler.level, logging.INFO))
+
+
 def write_text(path: Path, content: str) -> None:
     """As `Path.write_text`, for files that are written in the background."""
     path.write_text(content)
@@ -186,6 +195,7 @@ class Agent:
             if self.run.lock is not None:
                 opened.enter_context(self.run.lock)
             opened.enter_context(logging_redirect_tqdm(loggers))
+            quiet_console()
             self.saver = Saver()
             opened.callback(self.saver.close)
             self.stop: Stop = opened.enter_context(obeyed())

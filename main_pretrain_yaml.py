@@ -9,9 +9,10 @@ In under a minute on a laptop, after `make demo` has made its data:
 """
 
 import functools
+import json
 
 from engine.arguments import load_config
-from lib import UserError, run_script
+from lib import UserError, log, run_script
 
 
 def main() -> None:
@@ -32,6 +33,9 @@ def main() -> None:
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         train = pretrain_loader(config, world, tokens, train=True) if config.size_epoch else None
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
+        for name, loader in (("train", train), ("val", val)):
+            if loader is not None:
+                log.info("%s: pairs %s", name, json.dumps(loader.batches.sizes))
         model = PretrainModel.from_config(config)
         tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
         agent = Agent(

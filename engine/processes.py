@@ -1,6 +1,7 @@
 """The processes of a run: their devices, what they agree on, their random numbers, their logs."""
 
 import contextlib
+import datetime
 import logging
 import logging.handlers
 import os
@@ -89,13 +90,16 @@ def distributed(config: Config) -> Iterator[World]:
         )
         control = dist.new_group(backend="gloo") if device.type != "cpu" else None
     world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
+    begun = time.monotonic()
     start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
         with writing("a file of this run"):
             yield world
+        log.info("finished in %s", datetime.timedelta(seconds=round(time.monotonic() - begun)))
     except BaseException as error:
-        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
+        asked = isinstance(error, SystemExit | KeyboardInterrupt)  # a traceback would say nothing
+        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=not asked)  # to the run's file
         raise
     finally:
         if size > 1:
