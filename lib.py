@@ -1,4 +1,4 @@
-"""What every module starts from: the `Config`, the log, errors of the user's, means, files."""
+"""The `Config` and its keys, the log, errors that a user can mend, files."""
 
 import contextlib
 import dataclasses
@@ -13,12 +13,11 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-import jsonargparse
 import yaml
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
@@ -42,6 +41,7 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
+MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
@@ -77,8 +77,8 @@ LIMITS = {
 }
 
 
-class UserError(SystemExit):
-    """Something its user can mend. Uncaught it ends the program with this message and no traceback."""
+class UserError(Exception):
+    """A mistake that its user can mend: a script ends with the message and no traceback (`run_script`)."""
 
 
 def lookup(known: Iterable[str], name: str, what: str) -> str:
@@ -91,197 +91,242 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
     raise UserError(f"{what} {name!r} is unknown{hint} Known: {', '.join(sorted(known))}.")
 
 
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's `main`; a `UserError` becomes its message and the exit code `MISTAKE`."""
+    try:
+        main()
+    except UserError as error:
+        if str(error):
+            print(error, file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
 # --------------------------------------------------------------------------------------------------- config
+
+SCRIPTS = {  # script -> the `type` of the configs that it runs
+    "main_pretrain_yaml": "pretrain",
+    "main_qamc_tsv": "qamc",
+    "main_qamc_tsv_mlm_gen_ans_idx": "qamc",
+    "main_qaoe_tsv_mlm_head": "qaoe",
+    "main_qaoe_tsv_lsmdc_fib": "qaoe",
+    "main_retrieval_tsv": "retrieval",
+    "eval_retrieval_tsv": "retrieval",
+}
+PRETRAIN, CHOICE, NUMBER, OPEN, BLANK, PAIRS, RANKING = ((name,) for name in SCRIPTS)
+BY_MASK = NUMBER + OPEN + BLANK
+QUESTIONS = CHOICE + BY_MASK
+RETRIEVAL = PAIRS + RANKING
+FINE_TUNING = QUESTIONS + PAIRS
+TRAINING = PRETRAIN + FINE_TUNING
+EVERY = TRAINING + RANKING
+RUN, LEARNT, INPUT, NETWORK = "the run", "what is learnt", "the input", "the network"  # groups in --help
+STEPS, RESUME, TEACHERS = "the training", "resuming", "teachers of MVM targets"
+
+
+def key(default: Any, scripts: tuple[str, ...], group: str) -> Any:
+    """A key of the config: its default (a list or dict is copied), the scripts that read it, its group."""
+    metadata = {"scripts": scripts, "group": group}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training."""
+    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training.
+
+    Beside each key stand the scripts that read it; another script warns of it.
+    """
 
     # -- what is run
-    type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = "pretrain"
-    """kind of task; each script accepts its own"""
-    task: str = "pretrain"
-    """name of the task, part of the run folder's and the annotation file's name"""
-    dataset: str = ""
-    """name of the dataset, part of the frame file's name"""
-    data_dir: str = "_data"
-    """folder with the downstream files"""
-    train_yaml: dict[str, str] = field(default_factory=dict)
-    """pre-training corpora: {name: path of a YAML}"""
-    val_yaml: dict[str, str] = field(default_factory=dict)
-    """corpora of the evaluation after each epoch: {name: path of a YAML}"""
-    size_part: dict[str, PositiveInt] = field(default_factory=dict)
-    """number of files that a published corpus is split into; the YAML itself says what is read"""
-    path_ckpt: str = ""
-    """checkpoint to start from (a file that does not exist is an error)"""
-    path_output: str = "_snapshot"
-    """where run folders `_TASK_TIME` are made"""
+    type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = key("pretrain", EVERY, RUN)
+    """kind of task: pretrain, qamc (multiple choice), qaoe (open-ended) or retrieval"""
+    task: str = key("pretrain", EVERY, RUN)
+    """name of the task, part of the names of the run folder and of txt_TASK.json"""
+    dataset: str = key("", QUESTIONS + RETRIEVAL, RUN)
+    """name of the dataset: frames are read from img_DATASET.tsv"""
+    data_dir: str = key("_data", EVERY, RUN)
+    """folder of the data: txt_TASK.json and img_DATASET.tsv; YAMLs of corpora are sought there too"""
+    train_yaml: dict[str, str] = key({}, PRETRAIN, RUN)
+    """pre-training corpora, {name: path of a YAML}"""
+    val_yaml: dict[str, str] = key({}, PRETRAIN, RUN)
+    """corpora on which the model is evaluated, {name: path of a YAML}"""
+    size_part: dict[str, PositiveInt] | PositiveInt = key(1, PRETRAIN, RUN)
+    """evaluations and checkpoints per epoch: a number, or {corpus: number}, of which the largest counts"""
+    path_ckpt: str = key("", EVERY, RUN)
+    """checkpoint to start from: a file, or a run folder, whose best checkpoint is taken"""
+    path_output: str = key("_snapshot", EVERY, RUN)
+    """folder in which run folders _TASK_TIME are made"""
 
     # -- what is learnt
-    pretrain_tasks: Names = field(default_factory=lambda: ["mlm", "vtm", "mvm"])
+    pretrain_tasks: Names = key(["mlm", "vtm", "mvm"], PRETRAIN, LEARNT)
     """any of mlm (older name: mtm), vtm, mvm"""
-    pretrain_masks: Names = field(default_factory=lambda: ["rm", "bm"])
-    """patch masks, one drawn per sample: rm random, bm block-wise, am attended"""
-    p_mask: ClosedUnitInterval = 0.15
-    """share of words and patches that are hidden"""
-    mvm_target: Names = field(default_factory=lambda: ["pixel"])
-    """one name or a list: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
-    mvm_weight: dict[str, NonNegativeFloat] = field(default_factory=dict)
-    """weight of a target's loss in the sum, {target: weight}, where it is not 1"""
-    mvm_lr_mul: PositiveFloat = 1.0
-    """learning rate of the heads of masked visual modelling, as a multiple of lr: they are always new, and in
-    a short run from encoders that know much they else stay behind"""
-    mvm_on_images: bool = True
-    """whether one-frame clips take part in masked visual modelling"""
-    temp: PositiveFloat = 0.05
+    pretrain_masks: Names = key(["rm", "bm"], PRETRAIN, LEARNT)
+    """patch masks, one drawn per sample: rm random patches, bm boxes, am attended patches and words"""
+    p_mask: ClosedUnitInterval = key(0.15, PRETRAIN, LEARNT)
+    """probability that a word or a patch is masked"""
+    mvm_target: Names = key(["pixel"], PRETRAIN, LEARNT)
+    """one target or several: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
+    mvm_weight: dict[str, NonNegativeFloat] = key({}, PRETRAIN, LEARNT)
+    """weights of the targets' losses in the sum, {target: weight}; 1 where a target is not named"""
+    mvm_lr_mul: PositiveFloat = key(1.0, PRETRAIN, LEARNT)
+    """learning rate of the MVM heads, as a multiple of lr: they always start from random weights"""
+    mvm_on_images: bool = key(True, PRETRAIN, LEARNT)
+    """compute MVM losses on image-text pairs too"""
+    temp: PositiveFloat = key(0.05, PRETRAIN + PAIRS, LEARNT)
     """temperature of the matching scores"""
-    size_option: PositiveInt = 5
-    """options of a multiple-choice question"""
-    size_vocab: NonNegativeInt = 0
-    """answers of an open-ended task's published answer list"""
-    size_test: NonNegativeInt = 0
-    """questions of the published test split, for accuracy over those without a video too"""
-    mask_pos: Literal["append", "prepend", "insert", "replace"] = "append"
-    """where a question gets its [MASK]"""
-    text_rules: Literal["published", "fixed"] = "published"
-    """how a text is cut and where its prompt goes: published, as released checkpoints were trained,
-    or fixed, so that no text loses its [MASK], [SEP] or options"""
-    reinit_head: bool = False
-    """start the prediction head anew instead of from the checkpoint"""
-    freeze_violet: bool = False
-    """train the prediction head alone"""
-    enable_prompt: bool = False
+    size_option: PositiveInt = key(5, CHOICE + NUMBER, LEARNT)
+    """number of options of a multiple-choice question"""
+    size_vocab: int = key(0, OPEN + BLANK, LEARNT)
+    """number of answers in the published answer list; only compared with the annotation file"""
+    size_test: NonNegativeInt = key(0, QUESTIONS, LEARNT)
+    """number of questions of the published test split, to report accuracy over all of them"""
+    mask_pos: Literal["append", "prepend", "insert", "replace"] = key("append", NUMBER + OPEN, LEARNT)
+    """place of [MASK] in a question"""
+    text_rules: Literal["published", "fixed"] = key("published", QUESTIONS + RETRIEVAL, LEARNT)
+    """published: texts are cut as for released checkpoints; fixed: no text loses its [MASK], [SEP] or
+    options, and val and test keep every caption"""
+    reinit_head: bool = key(False, FINE_TUNING, LEARNT)
+    """start the prediction head from random weights, whatever the checkpoint holds"""
+    freeze_violet: bool = key(False, FINE_TUNING, LEARNT)
+    """train the prediction head only"""
+    enable_prompt: bool = key(False, QUESTIONS, LEARNT)
     """put a prompt before the question"""
-    enable_task_token: bool = False
-    """add the task's embedding"""
-    multi_clip_testing: bool = False
-    """average the video tokens of every clip of a video"""
-    pair_batch: NonNegativeInt = 0
-    """video-text pairs fused at a time in retrieval; 0: training all, evaluation what fits"""
-    gather_negatives: bool = False
-    """in training, pair every video and text with those of all processes"""
-    resume_scores: bool = True
-    """in evaluation, go on from the scores that an interrupted run left"""
+    enable_task_token: bool = key(False, BY_MASK, LEARNT)
+    """put the embedding of the task (emb_task) behind the video tokens"""
+    multi_clip_testing: bool = key(True, RANKING, LEARNT)
+    """average the video tokens of every clip of a video, as the published evaluation always does"""
+    eval_split: Literal["test", "val"] = key("test", RANKING, LEARNT)
+    """split that is ranked"""
+    pair_batch: NonNegativeInt = key(0, RETRIEVAL, LEARNT)
+    """video-text pairs that are fused at a time; 0: all in training, as many as fit in evaluation"""
+    gather_negatives: bool = key(False, PAIRS, LEARNT)
+    """pair every video and text with those of all processes, not only of its own batch"""
+    resume_scores: bool = key(True, RANKING, LEARNT)
+    """continue from the scores that an interrupted evaluation left"""
 
     # -- the input
-    size_img: PositiveInt = 224
-    """pixels a side"""
-    size_frame: PositiveInt = 4
-    """frames of a clip"""
-    size_txt: PositiveInt = 32
+    size_img: PositiveInt = key(224, EVERY, INPUT)
+    """height and width of a frame in pixels"""
+    size_frame: PositiveInt = key(4, EVERY, INPUT)
+    """frames per clip"""
+    size_txt: PositiveInt = key(32, EVERY, INPUT)
     """text tokens, [CLS] and [SEP] included"""
-    size_patch: Literal[32] = 32
-    """pixels a side of a patch: the stride of the video encoder"""
-    max_size_frame: PositiveInt = 6
-    """frames that the position embeddings provide for"""
-    max_size_patch: PositiveInt = 14
-    """patches a side that the position embeddings provide for"""
-    img_transform: Names = field(default_factory=lambda: ["img_rand_crop"])
-    """one drawn per sample: img_rand_crop vid_rand_crop img_center_crop pad_resize"""
-    data_ratio: NonNegativeFloat = 1.0
+    size_patch: Literal[32] = key(32, EVERY, INPUT)
+    """height and width of a patch in pixels: the stride of the video encoder"""
+    max_size_frame: PositiveInt = key(6, EVERY, INPUT)
+    """frames for which there are position embeddings"""
+    max_size_patch: PositiveInt = key(14, EVERY, INPUT)
+    """patches per side for which there are position embeddings"""
+    img_transform: Names = key(["img_rand_crop"], EVERY, INPUT)
+    """img_rand_crop, vid_rand_crop, img_center_crop or pad_resize; of several, one is drawn per frame"""
+    data_ratio: NonNegativeFloat = key(1.0, FINE_TUNING, INPUT)
     """share of the training videos that is used; above 1, their number"""
-    max_bad_ratio: ClosedUnitInterval = 0.01
-    """share of unreadable rows beyond which a run stops"""
-    n_workers: NonNegativeInt = 4
-    """loader processes per process"""
+    max_bad_ratio: ClosedUnitInterval = key(0.01, EVERY, INPUT)
+    """share of unreadable rows above which a run stops"""
+    n_workers: NonNegativeInt = key(4, EVERY, INPUT)
+    """data-loading workers per training process"""
 
     # -- the network
-    vis_backbone: Literal["vidswin"] = "vidswin"
+    vis_backbone: Literal["vidswin"] = key("vidswin", EVERY, NETWORK)
     """video encoder"""
-    vis_backbone_size: Literal["demo", "tiny", "small", "base", "large"] = "base"
+    vis_backbone_size: Literal["demo", "tiny", "small", "base", "large"] = key("base", EVERY, NETWORK)
     """size of the video encoder"""
-    vis_backbone_init: Literal["3d", "2d", "random"] = "3d"
-    """start from a Video Swin, from an image Swin inflated over time, or from nothing"""
-    vis_backbone_path: str = ""
-    """file of those weights; empty: the published name under _snapshot/"""
-    vis_backbone_lr_mul: PositiveFloat = 1.0
+    vis_backbone_init: Literal["3d", "2d", "random"] = key("3d", EVERY, NETWORK)
+    """start from Video Swin weights (3d), from an image Swin inflated over time (2d), or random"""
+    vis_backbone_path: str = key("", EVERY, NETWORK)
+    """file of those weights; empty: the published file under _snapshot/"""
+    vis_backbone_lr_mul: PositiveFloat = key(1.0, TRAINING, NETWORK)
     """learning rate of the video encoder, as a multiple of lr"""
-    kinetics: Literal[400, 600] = 600
-    """Kinetics edition of the published Video Swin weights"""
-    txt_backbone: str = "bert-base-uncased"
+    kinetics: Literal[400, 600, -1] = key(600, EVERY, NETWORK)
+    """Kinetics edition of the published Video Swin weights; -1: 600"""
+    txt_backbone: str = key("bert-base-uncased", EVERY, NETWORK)
     """BERT (name or folder) whose embeddings encode text"""
-    txt_backbone_embed_only: bool = True
-    """use its embeddings alone, not its encoder"""
-    txt_backbone_rand_init: bool = False
-    """take its sizes, not its weights"""
-    fusion_encoder: str = "bert-base-uncased"
+    txt_backbone_embed_only: bool = key(True, EVERY, NETWORK)
+    """use only the embeddings of txt_backbone, not its encoder"""
+    txt_backbone_rand_init: bool = key(False, EVERY, NETWORK)
+    """start txt_backbone from random weights"""
+    fusion_encoder: str = key("bert-base-uncased", EVERY, NETWORK)
     """BERT (name or folder) whose encoder becomes the cross-modal transformer"""
-    fusion_encoder_rand_init: bool = False
-    """take its sizes, not its weights"""
-    tokenizer: str = ""
+    fusion_encoder_rand_init: bool = key(False, EVERY, NETWORK)
+    """start fusion_encoder from random weights"""
+    tokenizer: str = key("", EVERY, NETWORK)
     """tokenizer (name or folder); empty: that of txt_backbone"""
 
     # -- the training
-    size_epoch: NonNegativeInt = 10
-    """epochs; 0 evaluates only"""
-    max_steps: NonNegativeInt = 0
-    """end after this many optimiser steps (the schedule ends there too); 0: after size_epoch"""
-    size_batch: PositiveInt = 20
-    """clips per process and step"""
-    accumulate: PositiveInt = 1
-    """batches whose gradients make one optimiser step"""
-    lr: PositiveFloat = 5e-5
+    size_epoch: NonNegativeInt = key(10, TRAINING, STEPS)
+    """epochs; 0: evaluate only"""
+    max_steps: NonNegativeInt = key(0, TRAINING, STEPS)
+    """stop after this many optimiser steps, where the learning rate reaches 0 too; 0: after size_epoch"""
+    size_batch: PositiveInt = key(20, EVERY, STEPS)
+    """clips per process and batch"""
+    accumulate: PositiveInt = key(1, TRAINING, STEPS)
+    """batches whose gradients are averaged for one optimiser step"""
+    lr: PositiveFloat = key(5e-5, TRAINING, STEPS)
     """peak learning rate"""
-    decay: NonNegativeFloat = 1e-3
+    decay: NonNegativeFloat = key(1e-3, TRAINING, STEPS)
     """weight decay"""
-    warmup_ratio: ClosedUnitInterval = 0.1
+    warmup_ratio: ClosedUnitInterval = key(0.1, TRAINING, STEPS)
     """share of the steps in which the learning rate rises"""
-    max_grad_norm: NonNegativeFloat = 1.0
-    """gradients are clipped to this norm; 0: not at all"""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """autocast type of the forward pass; fp16 scales the loss"""
-    use_checkpoint: bool = False
-    """activation checkpointing: less memory, a third more compute"""
-    parallel: Literal["ddp", "zero1", "fsdp"] = "ddp"
-    """what several processes share: ddp gradients, zero1 also optimiser states, fsdp also parameters"""
-    deepspeed: bool = False
-    """key of published configs: half precision (bf16 where the device has it) and zero1, as it means there"""
-    compile: bool = False
+    max_grad_norm: float = key(1.0, TRAINING, STEPS)
+    """gradients are clipped to this norm; 0 or less: not at all"""
+    amp: Literal["off", "bf16", "fp16"] = key("off", EVERY, STEPS)
+    """precision of the forward pass: autocast to bf16 or fp16 (with a loss scale), or off"""
+    use_checkpoint: bool = key(False, TRAINING, STEPS)
+    """activation checkpointing: less memory, about a third more compute"""
+    parallel: Literal["ddp", "zero1", "fsdp"] = key("ddp", TRAINING, STEPS)
+    """ddp exchanges gradients; zero1 also shards the optimiser state; fsdp also shards the parameters"""
+    deepspeed: bool = key(False, TRAINING, STEPS)
+    """key of published configs: bf16 (fp16 where the device has no bf16) and zero1, without DeepSpeed"""
+    compile: bool = key(False, TRAINING, STEPS)
     """compile the video encoder and the cross-modal transformer"""
-    deterministic: bool = False
-    """bit-equal results where the device leaves a choice; slower"""
-    seed: NonNegativeInt = 88
-    """of everything random; each process adds its rank"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ...; auto is the accelerator where there is one"""
-    eval_start: bool = False
+    deterministic: bool = key(False, EVERY, STEPS)
+    """bit-equal results on accelerators too; slower"""
+    seed: NonNegativeInt = key(88, EVERY, STEPS)
+    """seed of everything random; each process adds its rank"""
+    device: str = key("auto", EVERY, STEPS)
+    """auto, cpu, cuda, cuda:1, ...; auto takes the accelerator if there is one"""
+    eval_start: bool = key(False, TRAINING, STEPS)
     """evaluate before training too"""
-    eval_every: PositiveInt = 1
-    """epochs between two evaluations, each with its checkpoint; one follows the last epoch in any case"""
-    logging_steps: PositiveInt = 20
-    """steps between two lines of the log"""
-    logger: Literal["", "wandb"] = ""
-    """wandb: figures go to Weights & Biases too"""
-    profile: NonNegativeInt = 0
+    eval_every: PositiveInt = key(1, TRAINING, STEPS)
+    """epochs between two evaluations; the last epoch is always evaluated"""
+    keep_epochs: bool = key(False, FINE_TUNING, STEPS)
+    """keep the checkpoint of every epoch, not only of the best and the last; pre-training always does"""
+    logging_steps: PositiveInt = key(20, TRAINING, STEPS)
+    """steps between two lines of figures"""
+    logger: Literal["", "wandb"] = key("", TRAINING, STEPS)
+    """wandb: also send figures to Weights & Biases"""
+    profile: NonNegativeInt = key(0, TRAINING, STEPS)
     """steps to profile near the start: a trace, and a table of the ten costliest operations"""
 
     # -- going on with a run
-    resume: str = ""
-    """auto: go on with the newest unfinished run of this task and config, or start one; or a run's folder"""
-    save_minutes: NonNegativeFloat = 30.0
-    """minutes between two saves of the training state, which epoch ends save too; 0: after every step"""
-    requeue_code: int = 0
-    """exit code after SIGTERM, SIGUSR1 or SIGINT has been obeyed"""
+    resume: str = key("", TRAINING, RESUME)
+    """auto: resume the newest unfinished run of this task and config, or start one; or a run folder"""
+    save_minutes: NonNegativeFloat = key(30.0, TRAINING, RESUME)
+    """minutes between two saves of the training state; 0: after every step"""
+    requeue_code: int = key(0, TRAINING, RESUME)
+    """exit code after SIGTERM, SIGUSR1 or SIGINT"""
 
     # -- the teachers of MVM targets, loaded for the chosen ones alone
-    feature_teacher: str = "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth"
-    """of 3d_feature: a Video Swin or VIOLET checkpoint of any size"""
-    image_teacher: str = "timm/swin_base_patch4_window7_224.ms_in22k"
-    """of 2d_feature: a timm model by name, folder or file"""
-    clip_teacher: str = "timm/vit_base_patch32_clip_224.openai"
-    """of 2d_clip_feature: a timm model by name, folder or file"""
-    flow_teacher: str = "_snapshot/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
-    """of optical_flow: RAFT-Large's file, or dis: OpenCV's flow, which needs none"""
-    depth_teacher: str = "Intel/dpt-large"
-    """of depth: a DPT of transformers by name or folder"""
-    dalle_model_path: str = "_snapshot/encoder.pkl"
-    """of vq: DALL-E's encoder"""
-    teacher_init: Literal["published", "random"] = "published"
-    """random: teachers that know nothing, to try the plumbing without their weights"""
-    teacher_batch: PositiveInt = 32
-    """frames (or pairs of frames) that a teacher is given at a time"""
-    teacher_device: str = ""
+    feature_teacher: str = key(
+        "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth", PRETRAIN, TEACHERS
+    )
+    """teacher of 3d_feature: a Video Swin or VIOLET checkpoint of any size"""
+    image_teacher: str = key("timm/swin_base_patch4_window7_224.ms_in22k", PRETRAIN, TEACHERS)
+    """teacher of 2d_feature: a timm model by name, folder or file"""
+    clip_teacher: str = key("timm/vit_base_patch32_clip_224.openai", PRETRAIN, TEACHERS)
+    """teacher of 2d_clip_feature: a timm model by name, folder or file"""
+    flow_teacher: str = key("_snapshot/raft_large_C_T_SKHT_V2-ff5fadd5.pth", PRETRAIN, TEACHERS)
+    """teacher of optical_flow: RAFT-Large's file, or dis: OpenCV's flow, which has no weights"""
+    depth_teacher: str = key("Intel/dpt-large", PRETRAIN, TEACHERS)
+    """teacher of depth: a DPT of transformers by name or folder"""
+    dalle_model_path: str = key("_snapshot/encoder.pkl", PRETRAIN, TEACHERS)
+    """teacher of vq: DALL-E's encoder"""
+    teacher_init: Literal["published", "random"] = key("published", PRETRAIN, TEACHERS)
+    """random: teachers with random weights, to try a run without downloading them"""
+    teacher_batch: PositiveInt = key(32, PRETRAIN, TEACHERS)
+    """frames, or pairs of frames, that a teacher processes at a time"""
+    teacher_device: str = key("", PRETRAIN, TEACHERS)
     """device of the teachers; empty: that of the model"""
 
     def __post_init__(self) -> None:
@@ -307,6 +352,12 @@ class Config:
         if self.size_txt < 3:
             raise UserError(f"size_txt {self.size_txt} leaves no word between [CLS] and [SEP].")
 
+    @property
+    def parts(self) -> int:
+        """Evaluations per epoch of pre-training."""
+        counts = self.size_part.values() if isinstance(self.size_part, dict) else [self.size_part]
+        return max(counts, default=1)
+
     def save(self, path: Path) -> None:
         """Write every key as JSON; `--config` reads it back."""
         with atomic_path(path) as temporary:
@@ -328,51 +379,6 @@ def check_limits(config: Config) -> None:
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Config))
-
-
-def load_config(kind: str, arguments: Sequence[str] | None = None) -> Config:
-    """Read `--config FILE.json` and the `--key value` that follow it (default: the command line's).
-
-    `kind` is the `type` that the calling script runs. Raises `UserError` for an unknown key, a value of
-    the wrong type, range or choice, and a config of another type.
-    """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config", help="JSON file of any of the keys below")
-    parser.add_class_arguments(Config)
-    given = sys.argv[1:] if arguments is None else arguments
-    # torch.distributed.launch adds --local-rank; the environment variable LOCAL_RANK says the same
-    given = [a for a in given if not re.fullmatch(r"--local[-_]rank=\d+", a)]
-    check_configs(given)
-    try:
-        values = parser.parse_args(given)
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        unknown = re.search(r"Option '(\w+)' is not accepted|unrecognized arguments: --([^\s=]+)", str(error))
-        if unknown:
-            lookup(KEYS, unknown[1] or unknown[2], "config key")
-        raise UserError(f"config: {error}") from None
-    config = Config(**{key: values[key] for key in KEYS})
-    if config.type != kind:
-        raise UserError(f"this script runs configs of type {kind!r}; this one is of type {config.type!r}.")
-    return config
-
-
-def check_configs(arguments: Sequence[str]) -> None:
-    """Raise `UserError` for a file after `--config` that is not a JSON object."""
-    places = [i + 1 for i, argument in enumerate(arguments[:-1]) if argument == "--config"]
-    names = [arguments[i] for i in places] + [a[9:] for a in arguments if a.startswith("--config=")]
-    for name in names:
-        todo = "name one of _args/, or the args.json of a run"
-        if not isinstance(read_json(Path(name), todo, most=1 << 20), dict):
-            raise UserError(f"{name} is no JSON object of config keys; {todo}.")
-
-
-def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
-    """Say of these keys, which a script does not read, that what was set has no effect."""
-    default = Config(type=config.type)
-    changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
-    if changed:
-        log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
 
 
 # ------------------------------------------------------------------------------------------------- files

@@ -4,7 +4,6 @@ Time is never down-sampled: one zero frame is appended and the patch embedding s
 Parameter names are those of the published weights.
 """
 
-import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -49,6 +48,8 @@ SIZES = {
 
 # ------------------------------------------------------------------------------------------- windows
 
+SHIFT_MASKS: dict[tuple[Dims, Dims, Dims, torch.device], Tensor] = {}  # of the sizes of clips met so far
+
 
 def fit_window(dims: Dims, window: Dims, shifted: bool) -> tuple[Dims, Dims]:
     """(window, shift) in use: a dimension not larger than its window is covered whole and not shifted."""
@@ -68,22 +69,34 @@ def relative_position_index(window: Dims) -> Tensor:
     return index
 
 
-@functools.lru_cache(maxsize=64)
 def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
     """(windows, N, N) to be added to the scores: 0 within a region of the unrolled clip, -100 across.
 
     `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
     windows; patches that were not neighbours must not see each other there.
     """
-    with torch.inference_mode(False):  # kept for later calls, which may train
-        regions = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
-        for axis, (size, width, step) in enumerate(zip(dims, window, shift, strict=True)):
-            position = torch.arange(size, device=device)
-            region = (position >= size - width).long() + (position >= size - step) if step else 0 * position
-            regions = regions * 3 + region.view([-1 if a == axis else 1 for a in range(3)])
-        t, h, w = window
-        regions = rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w)
-        return -100.0 * (regions[:, :, None] != regions[:, None, :]).float()
+    if torch.compiler.is_compiling():  # its tensors are stand-ins
+        return make_shift_mask(dims, window, shift, device)
+    key = (tuple(dims), window, shift, device)
+    mask = SHIFT_MASKS.get(key)
+    if mask is None:
+        with torch.inference_mode(False):  # kept for later calls, which may train
+            mask = make_shift_mask(dims, window, shift, device)
+        if type(mask) is Tensor:  # not a tracer's stand-in
+            SHIFT_MASKS[key] = mask
+    return mask
+
+
+def make_shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
+    """See `shift_mask`, which keeps what this makes."""
+    regions = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
+    for axis, (size, width, step) in enumerate(zip(dims, window, shift, strict=True)):
+        position = torch.arange(size, device=device)
+        region = (position >= size - width).long() + (position >= size - step) if step else 0 * position
+        regions = regions * 3 + region.view([-1 if a == axis else 1 for a in range(3)])
+    t, h, w = window
+    regions = rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w)
+    return -100.0 * (regions[:, :, None] != regions[:, None, :]).float()
 
 
 class WindowAttention(nn.Module):
@@ -262,10 +275,18 @@ class VideoSwin(nn.Module):
 
 
 def weights_path(size: str, init: str, kinetics: int) -> Path:
-    """Where the published weights of a size are looked for."""
+    """Where the published weights of a size are looked for; `UserError` if none were published."""
     if init == "2d":
         return Path(f"_snapshot/swin_{size}_patch4_window7_224_22k.pth")
-    data = "22k" if size in ("base", "large") else "1k"
+    kinetics = 600 if kinetics == -1 else kinetics
+    editions = {"tiny": (400,), "small": (400,), "base": (400, 600)}.get(size, ())
+    if kinetics not in editions:
+        there = f"there are some for --kinetics {editions[0]}" if editions else "there are none of that size"
+        raise UserError(
+            f"no Video Swin weights were published for vis_backbone_size {size} and kinetics {kinetics}: "
+            f"{there}. vis_backbone_path names a file of your own, vis_backbone_init random needs none."
+        )
+    data = "22k" if size == "base" else "1k"
     return Path(f"_snapshot/swin_{size}_patch244_window877_kinetics{kinetics}_{data}.pth")
 
 

@@ -15,27 +15,34 @@ wrote. In under a minute on a laptop, after `make demo`:
 
 import argparse
 import dataclasses
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, load_config, read_json
-from media.decoding import IMAGES
+from lib import KEYS, Config, UserError, read_json, run_script
+from media.decoding import SAME, is_picture, to_rgb
 from media.frames import Linked, Transform, even_frames, normalise
+from media.kinds import as_arguments
 from media.tsv import BadRow
-from model import encoder_arguments, matching_head
+from model import check_trained, encoder_arguments, matching_head
 from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber
 from tasks.qa.model import TASK_ROWS, MaskModel
 from tasks.qa.texts import RULES, Ids, Text
 from weights.checkpoint import Report, load_checkpoint
 from weights.tensor_files import checkpoint_in, read_tensors
 
-Video = str | Path | Tensor
+Frames = np.ndarray | Sequence[Image.Image] | Sequence[np.ndarray]
+Video = str | Path | bytes | Frames
 BEST = 5  # answers that are given
 
 
@@ -66,24 +73,40 @@ class Pretrained:
         return self.network.enc_img.emb_cls.device
 
     @torch.inference_mode()
-    def encode_video(self, path: str | Path) -> Tensor:
-        """A video file -> its tokens (V, D); a picture is a clip of one frame.
+    def encode_video(
+        self, video: Video | Sequence[Video], start: float = 0.0, end: float | None = None
+    ) -> Tensor:
+        """A video -> its tokens (V, D); a list of videos -> (B, V, D). A picture is a clip of one frame.
 
-        Raises `UserError` for a file that cannot be read.
+        A video is the path of a file, its bytes, its frames as an array (T, H, W, 3) of uint8, or a list of
+        pictures. `start` and `end`, in seconds after the first frame, give the part of a file that is looked
+        at. Raises `UserError` for what cannot be read.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path} does not exist.")
-        try:
-            frames = Linked(path, None)
-            if not len(frames):
-                raise BadRow(f"{path}: it has no frames")
-            wanted = 1 if path.suffix.lower() in IMAGES else self.config.size_frame
-            pictures = frames.read(even_frames(len(frames), wanted).tolist())
-        except BadRow as error:
-            raise UserError(f"{error}: it cannot be read as a video or a picture.") from error
-        clip = normalise(self.transform(pictures, None).to(self.device))
-        return self.network.enc_img(clip[None])[0]
+        if is_batch(video):
+            clips = [self._clip(one, start, end) for one in video]
+            if len({len(clip) for clip in clips}) != 1:
+                raise UserError("a batch is of videos or of pictures, at least one: encode them apart.")
+            return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))
+        return self.network.enc_img(normalise(self._clip(video, start, end).to(self.device))[None])[0]
+
+    def _clip(self, video: Any, start: float, end: float | None) -> Tensor:
+        """The frames of a video that are looked at: (T, 3, size, size) uint8, T 1 for a picture."""
+        if start < 0 or (end is not None and end <= start):
+            raise UserError(f"start {start} and end {end} are to be 0 <= start < end, in seconds.")
+        if isinstance(video, bytes):
+            with tempfile.NamedTemporaryFile(prefix="violet-") as file:
+                file.write(video)
+                file.flush()
+                return self._clip(Path(file.name), start, end)
+        if isinstance(video, str | Path):
+            pictures, is_still = read_file(Path(video), start, end, self.config.size_frame)
+        else:
+            if start or end is not None:
+                raise UserError("start and end are of files: frames have no times, cut them yourself.")
+            frames = as_frames(video)
+            is_still = len(frames) == 1
+            pictures = [frames[i] for i in even_frames(len(frames), self.config.size_frame).tolist()]
+        return self.transform(pictures[:1] if is_still else pictures, None)
 
     @torch.inference_mode()
     def encode_text(self, text: str) -> Tensor:
@@ -92,15 +115,19 @@ class Pretrained:
         return self.network.enc_txt(ids, mask)[0, : int(mask.sum())]
 
     @torch.inference_mode()
-    def match(self, video: Video, texts: Sequence[str | Tensor]) -> list[float]:
-        """How well each text (or what `encode_text` made of it) fits a video, higher = better.
+    def match(self, video: Video | Tensor, texts: str | Tensor | Sequence[str | Tensor]) -> list[float]:
+        """How well each text (or what `encode_text` made of it) fits a video, higher = better; one is a list.
 
-        Scores compare texts with one video, and videos with one text. Raises `UserError` if the
-        checkpoint has no `fc`, such as one of open-ended questions.
+        `video` is as for `encode_video`, or what that made of it. Scores compare texts with one video, and
+        videos with one text. Raises `UserError` if the checkpoint has no `fc`, such as one of open-ended
+        questions.
         """
         self._require("fc", "match")
+        texts = [texts] if isinstance(texts, str | Tensor) else list(texts)
         if not texts:
             return []
+        if wrong := [text for text in texts if not isinstance(text, str | Tensor)]:
+            raise UserError(f"{wrong[0]!r} is no text.")
         words = [self.encode_text(text) if isinstance(text, str) else text for text in texts]
         padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
         lengths = torch.tensor([len(word) for word in words])
@@ -111,7 +138,7 @@ class Pretrained:
 
     @torch.inference_mode()
     def answer(
-        self, video: Video, question: str, options: Sequence[str] = (), best: int = BEST
+        self, video: Video | Tensor, question: str, options: Sequence[str] = (), best: int = BEST
     ) -> list[tuple[str, float]]:
         """The likeliest answers to a question about a video, the best first, each with its probability.
 
@@ -120,6 +147,8 @@ class Pretrained:
         Raises `UserError` if the checkpoint has no `fc_mtm`, such as one of retrieval.
         """
         self._require("fc_mtm", "answer")
+        if isinstance(options, str) or not all(isinstance(text, str) for text in [question, *options]):
+            raise UserError("a question is a text, and its options are a list of texts.")
         text, between, choices, task = self._ask(question, list(options))
         ids, prompt = (torch.tensor([i], device=self.device) for i in (text.ids[0], between))
         mask, place = (ids != self.tokens.special.pad).long(), torch.tensor([text.place], device=self.device)
@@ -155,8 +184,12 @@ class Pretrained:
             raise UserError(f"the text is longer than size_txt {size} and loses its [MASK]: shorten it.")
         return text, rules.between, OptionNumber.choices(self.tokens, len(options)) if options else [], task
 
-    def _video(self, video: Video) -> Tensor:
-        return video.to(self.device) if isinstance(video, Tensor) else self.encode_video(video)
+    def _video(self, video: Video | Tensor) -> Tensor:
+        if isinstance(video, Tensor) and video.is_floating_point() and video.ndim == 2:
+            return video.to(self.device)
+        if isinstance(video, Tensor) or is_batch(video):
+            raise UserError("one video is matched or asked: a file, frames, or one row of a batch.")
+        return self.encode_video(video)
 
     def _require(self, head: str, use: str) -> None:
         if head not in self.heads:
@@ -164,6 +197,50 @@ class Pretrained:
                 f"{self.config.path_ckpt} has no {head}, without which it cannot {use}: it was trained for "
                 f"{self.config.task}, take a checkpoint of another task or of pre-training."
             )
+
+
+def is_batch(video: Any) -> bool:
+    """Whether this is a list of videos, and not one: the frames of one are pictures."""
+    if not isinstance(video, list | tuple):
+        return False
+    return not video or not all(isinstance(v, Image.Image) or np.ndim(v) == 3 for v in map(bare, video))
+
+
+def bare(video: Any) -> Any:
+    """A stand-in of one dimension for what is neither a picture nor an array."""
+    return video if isinstance(video, Image.Image | np.ndarray) else [0]
+
+
+def as_frames(video: Any) -> list[Tensor]:
+    """An array (T, H, W, 3) of uint8, or a list of pictures -> (3, H, W) each; else raises `UserError`."""
+    given = [video] if isinstance(video, Image.Image) else video if np.iterable(video) else []
+    frames = [np.array(to_rgb(f) if isinstance(f, Image.Image) else f) for f in given]
+    if not frames or any(f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 or not f.size for f in frames):
+        raise UserError(
+            "a video is a path, the bytes of a file, an array of frames (T, H, W, 3) of uint8, or a list of "
+            f"pictures; this is {type(video).__name__} {getattr(video, 'shape', '')} "
+            f"{getattr(video, 'dtype', '')}".rstrip()
+            + "."
+        )
+    return [torch.from_numpy(f).permute(2, 0, 1) for f in frames]
+
+
+def read_file(path: Path, start: float, end: float | None, size_frame: int) -> tuple[list[Tensor], bool]:
+    """Frames of a part of a file, even, (3, H, W) uint8 each; and whether it is a picture of one."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    try:
+        frames = Linked(path, None)
+        first = frames.times[0] if len(frames) else 0.0
+        last = float("inf") if end is None else first + end - SAME
+        inside = [time for time in frames.times if first + start - SAME <= time < last]
+        if not inside:
+            raise BadRow(f"{path}: it has no frame in its part from {start} to {end or 'its end'} seconds")
+        is_still = len(frames) == 1 and is_picture(path)
+        frames.times = inside
+        return frames.read(even_frames(len(inside), size_frame).tolist()), is_still
+    except BadRow as error:
+        raise UserError(f"{error}: it cannot be read as a video or a picture.") from error
 
 
 def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretrained:
@@ -183,6 +260,7 @@ def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretraine
     keys = read_tensors(file).keys()
     heads = [head for head in ("fc", "fc_mtm") if any(key.startswith(f"{head}.") for key in keys)]
     report = load_checkpoint(network, str(file))
+    check_trained(report, dataclasses.replace(settings, size_epoch=0), [])
     return Pretrained(network.to(choose_device(settings.device)).eval(), settings, heads, report)
 
 
@@ -214,7 +292,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
     parser.add_argument("--config", default="", help="its config; default: the one beside the checkpoint")
     for key in KEYS:
         parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments))))
     return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
 
 
@@ -232,4 +310,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -3,6 +3,8 @@
     python _tools/annotations.py msrvtt-qa ~/MSRVTT-QA --data _data
     python _tools/annotations.py webvid-train ~/webvid --data _data --frames _data/img_webvid.tsv
 
+The latter writes `_data/train_webvid2.5m_10.yaml`, as `_args/args_pretrain.json` names it.
+
 _data/README.md says which files are needed and where they are. Prints the counts of each split beside the
 published ones, and the videos that `_data/img_DATASET.tsv` lacks. A pre-training corpus (NAME.caption.tsv,
 NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_tsv.py --frames_only has made.
@@ -10,6 +12,7 @@ NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +24,10 @@ import root  # noqa: F401
 from _tools.convert import captions as captions
 from _tools.convert import questions as questions
 from _tools.convert.files import Item, Public
-from lib import UserError, atomic_path, lookup
+from lib import UserError, atomic_path, lookup, run_script
+from media.kinds import as_arguments, file_id
 from media.tsv import Tsv, read_id2lineidx, write_lineidx
+from tasks.qa.questions import fault_of_texts
 
 SPLITS = ("train", "val", "test")
 LISTED = 10  # missing videos that are printed
@@ -46,6 +51,8 @@ class Corpus:
     convert: Callable[[Public, str], Mapping[str, str]]
     split: str
     published: int
+    file: str
+    """what the names of its files begin with; `_args/args_pretrain.json` names the YAML so"""
     image: bool = field(default=False)
 
 
@@ -66,10 +73,10 @@ TASKS = {
     "lsmdc-fib": Task(questions.lsmdc_fib, "lsmdc", {"train": 296_960, "val": 21_689, "test": 30_349}),
 }
 CORPORA = {
-    "webvid-train": Corpus(captions.webvid, "train", 2_500_000),
-    "webvid-val": Corpus(captions.webvid, "val", 5_000),
-    "cc3m-train": Corpus(captions.cc3m, "train", 3_318_333, image=True),
-    "cc3m-val": Corpus(captions.cc3m, "val", 15_840, image=True),
+    "webvid-train": Corpus(captions.webvid, "train", 2_500_000, "train_webvid2.5m_10"),
+    "webvid-val": Corpus(captions.webvid, "val", 5_000, "val_webvid2.5m"),
+    "cc3m-train": Corpus(captions.cc3m, "train", 3_318_333, "train_cc3m_10", image=True),
+    "cc3m-val": Corpus(captions.cc3m, "val", 15_840, "val_cc3m", image=True),
 }
 
 
@@ -81,7 +88,7 @@ def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
     task = TASKS[name]
     content = dict(task.convert(public, val_share))
     check_roles(public)
-    splits = {split: with_words(split, content[split]) for split in SPLITS if split in content}
+    splits = {split: checked(split, content[split]) for split in SPLITS if split in content}
     path = data / f"txt_{task.name or name}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content | splits, ensure_ascii=False), encoding="utf-8")
@@ -102,8 +109,15 @@ def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
         print(f"{frames} is not there yet: make_tsv.py --frames_only --name {task.dataset} makes it")
 
 
-def with_words(split: str, items: list[Item]) -> list[Item]:
-    """The items without those whose caption is empty, which are named."""
+def checked(split: str, items: list[Item]) -> list[Item]:
+    """The items by the ids of their videos, without those whose caption is empty, which are named.
+
+    Raises `UserError` for texts that are none.
+    """
+    for number, item in enumerate(items):
+        if fault := fault_of_texts(item):
+            raise UserError(f"question {number} of {split}: {fault}; correct the file.")
+        item["video"] = file_id(str(item["video"]))
     empty = [item["video"] for item in items if not item.get("caption", True)]
     if empty:
         print(f"{split}: {len(empty)} captions without a word are left out, of {first_of(empty)}")
@@ -128,7 +142,9 @@ def first_of(names: Sequence[str]) -> str:
 def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) -> None:
     """Captions row for row of the frames files; rows without one have an empty list, and no pair."""
     corpus = CORPORA[name]
-    texts = {id_: " ".join(text.split()) for id_, text in corpus.convert(public, corpus.split).items()}
+    converted = corpus.convert(public, corpus.split).items()
+    texts = {file_id(id_): " ".join(text.split()) for id_, text in converted}
+    name = corpus.file
     check_roles(public)
     lacking, pairs, seen, files = [], [], set(), []
     for source, path in enumerate(frames):
@@ -200,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of a caption corpus: the frames files (default: img_NAME.tsv, or its parts)",
     )
     add("--val_share", type=float, default=0.1, help="of the training videos, where no val is published")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments)))
     lookup([*TASKS, *CORPORA], args.dataset, "dataset")
     if not args.folder.is_dir():
         raise UserError(f"{args.folder} is not a folder; give the one with the public files.")
@@ -221,4 +237,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

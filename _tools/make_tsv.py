@@ -42,6 +42,8 @@ from tqdm import tqdm
 import root  # noqa: F401
 from _tools.convert.clips import Item, Row, Sampling, make_row
 from _tools.convert.sources import read_items
+from lib import UserError, writing
+from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
 TIMEOUT = 600.0  # seconds that an item may take
@@ -178,9 +180,9 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     before = first_line(manifest)
     others = [layout.place(part, name) for name in ("yaml", layout.captions(0), "linelist.tsv")]
     if taken := [path for path in others if path.exists() and not manifest.exists()]:
-        raise SystemExit(f"{taken[0]}: another program's; give another --name or --overwrite")
+        raise UserError(f"{taken[0]}: another program's; give another --name or --overwrite")
     if rows.exists() and before != settings:
-        raise SystemExit(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
+        raise UserError(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
 
 
@@ -248,7 +250,7 @@ def discard(part: Path) -> None:
     for path in list(part.iterdir()):
         known = path.name in names or ours.fullmatch(path.name) or TEMPORARY in path.name
         if not known or not path.is_file():
-            raise SystemExit(f"{path} is not of this program: move it, or give another --name.")
+            raise UserError(f"{path} is not of this program: move it, or give another --name.")
     for path in list(part.iterdir()):
         path.unlink()
 
@@ -262,7 +264,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
         discard(part)
-        raise SystemExit(f"nothing written: not one row could be made; see {listed}")
+        raise UserError(f"nothing written: not one row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
@@ -337,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
     if not args.name.isprintable() or Path(args.name).name != args.name or len(args.name) > 100:
-        raise SystemExit(f"--name {args.name[:40]!r}: up to 100 printable characters without a slash.")
+        raise UserError(f"--name {args.name[:40]!r}: up to 100 printable characters without a slash.")
     part = args.output / f"{args.name}.part"
     sampling = Sampling(
         frames=args.frames or (None if args.fps else 32),
@@ -349,10 +351,12 @@ def main(arguments: list[str] | None = None) -> None:
         captions=not args.frames_only,
         keep_damaged=args.keep_damaged,
     )
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; check the path")
     window = (args.start, args.end)
     items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
     if not items:
-        raise SystemExit(f"{args.source}: no video, image or row in it; check the path")
+        raise UserError(f"{args.source}: no video, image or row in it; check the path")
     with growing(part):
         make(args, items, sampling, layout)
 
@@ -360,8 +364,6 @@ def main(arguments: list[str] | None = None) -> None:
 @contextlib.contextmanager
 def growing(part: Path) -> Iterator[None]:
     """Inside, files of this name are written by this process alone; a full disk ends in one line."""
-    from lib import writing  # imports torch: not for those that decode
-
     with writing(str(part)):
         part.mkdir(parents=True, exist_ok=True)
         folder = os.open(part, os.O_RDONLY)
@@ -369,7 +371,7 @@ def growing(part: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise SystemExit(
+                raise UserError(
                     f"{part}: another process is making files of this name; wait for its end."
                 ) from error
         try:
@@ -423,7 +425,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
     add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
     add("--overwrite", action="store_true", help="replace finished files of this name")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
     for name in ("frames", "fps", "size", "quality"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             parser.error(f"--{name} must be more than 0")

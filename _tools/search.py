@@ -4,9 +4,9 @@
     python _tools/search.py _data/img_msrvtt.tsv "a dog runs" "a red car" --checkpoint ... --html found.html
 
 The config is the `args.json` beside the checkpoint (`--config` names another, `--KEY VALUE` overrides one of
-its keys). Videos are encoded once: their features stay beside them, in VIDEOS/features.violet.safetensors or
-NAME.features.violet.safetensors, and only what is new or has changed is encoded again. `--html` writes a page
-whose videos play. In under a minute on a laptop, after `make demo`:
+its keys). Videos are encoded once: their features are kept in `_snapshot/search/` (`--cache` names another
+folder), and only new or changed videos are encoded again. `--html` writes a page whose videos play. In under
+a minute on a laptop, after `make demo`:
 
     python _tools/search.py _data/demo/test "a red star turns" --checkpoint CHECKPOINT
 """
@@ -31,11 +31,13 @@ from tqdm import tqdm
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
-from _tools.convert.sources import KINDS
+from _tools.convert.sources import find_files
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config, parse_json, shown, writing
+from lib import Config, UserError, atomic_path, parse_json, run_script, shown, writing
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
+from media.kinds import as_arguments, printable
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.model import RetrievalModel
@@ -45,6 +47,7 @@ from weights.tensor_files import checkpoint_in
 
 DECIDES = ("size_img", "size_frame", "img_transform")  # of features
 THUMBNAIL = Sampling(frames=1, size=400, keep_damaged=True)
+CACHE = Path("_snapshot/search")
 Features = dict[str, Tensor]  # video tokens (V, D) by name
 
 
@@ -60,23 +63,25 @@ class Source:
     thumbnail: Callable[[str], Frames]
     """the same for a viewer's eyes: one frame, as large as it is shown; raises `BadRow`"""
     is_folder: bool
+    cache: Path
+    """folder of features"""
 
     @property
     def features(self) -> Path:
-        """Where features are kept."""
-        if self.is_folder:
-            return self.path / "features.violet.safetensors"
-        return self.path.with_suffix(".features.violet.safetensors")
+        """The file of its features, one for each folder or TSV."""
+        place = self.path.resolve()
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
+        return self.cache / f"{printable(place.stem)}-{digest}.safetensors"
 
 
-def open_source(path: Path, config: Config) -> Source:
+def open_source(path: Path, config: Config, cache: Path) -> Source:
     """A folder of video files, searched through, or a frames TSV."""
     if path.is_dir():
-        files = {
-            str(file.relative_to(path)): file
-            for file in sorted(path.rglob("*"))
-            if KINDS.get(file.suffix.lower()) == "video"
-        }
+        found = [file for file, kind in find_files(path) if kind == "video"]
+        files = {str(file.relative_to(path)): file for file in found}
+        for name in [name for name in files if not name.isprintable()]:  # features are kept by name, in UTF-8
+            print(f"left out: {printable(name)}: its name is no printable UTF-8; rename it", file=sys.stderr)
+            del files[name]
         if not files:
             raise UserError(f"{path}: no video file in it.")
 
@@ -88,14 +93,14 @@ def open_source(path: Path, config: Config) -> Source:
 
         stamps = {name: f"{file.stat().st_size} {file.stat().st_mtime_ns}" for name, file in files.items()}
         seen = Sampling(frames=config.size_frame, size=2 * config.size_img, keep_damaged=True)
-        return Source(path, stamps, partial(read, seen), partial(read, THUMBNAIL), is_folder=True)
+        return Source(path, stamps, partial(read, seen), partial(read, THUMBNAIL), True, cache)
     videos = Videos(path)
     stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
     def row(name: str) -> Frames:
         return row_frames(videos[name], path.parent)
 
-    return Source(path, dict.fromkeys(videos.rows, stamp), row, row, is_folder=False)
+    return Source(path, dict.fromkeys(videos.rows, stamp), row, row, False, cache)
 
 
 # ------------------------------------------------------------------------------------------------ features
@@ -124,7 +129,7 @@ def load_features(source: Source, made_by: str) -> Features:
 
 
 def save_features(source: Source, made_by: str, features: Features) -> None:
-    """Keep features beside the videos; where nothing can be written, say so."""
+    """Keep features in the cache; where nothing can be written, say so."""
     about = {"made_by": made_by, "stamps": json.dumps({name: source.stamps[name] for name in features})}
     try:
         with atomic_path(source.features) as temporary:
@@ -209,8 +214,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--checkpoint", required=True, help="state dict, or folder, of a retrieval run")
     parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
     parser.add_argument("--top", type=int, default=5, help="videos that are named (default: 5)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of features (default: {CACHE})")
     parser.add_argument("--html", type=Path, help="page to write")
-    return parser.parse_known_args(arguments)
+    return parser.parse_known_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -226,7 +232,7 @@ def run(options: argparse.Namespace, keys: list[str]) -> None:
     beside = checkpoint.parent / "args.json"
     config = load_config("retrieval", ["--config", options.config or str(beside), *keys])
     config = dataclasses.replace(config, path_ckpt=str(checkpoint), size_epoch=0)
-    source = open_source(options.videos, config)
+    source = open_source(options.videos, config, options.cache)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     device = choose_device(config.device)
     model = RetrievalModel.from_config(config).to(device).eval()
@@ -242,4 +248,4 @@ def run(options: argparse.Namespace, keys: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,10 +28,12 @@ import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from agent import seeded, to_device
 from dataset import PretrainCorpus, Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config
+from lib import Config, UserError, atomic_path, run_script
 from masking import mask_batch
 from media.frames import Transform, decode_frame
+from media.kinds import file_id
 from model import PretrainModel
 from teachers.base import to_pixels
 from weights.checkpoint import load_checkpoint
@@ -192,7 +194,7 @@ def read_rows(config: Config, tokens: Tokens, yaml: str, rows: int) -> list[dict
 
 def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[dict[str, Any]]:
     """A video file as a sample of its own."""
-    item = Item(Path(path).stem, (caption,), Path(path), "video")
+    item = Item(file_id(path), (caption,), Path(path), "video")
     try:
         stored = read_video(item, Sampling(frames=config.size_frame, size=2 * config.size_img)).frames
     except (OSError, ValueError) as error:
@@ -261,4 +263,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

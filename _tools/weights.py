@@ -23,8 +23,9 @@ from torch import Tensor, equal
 
 import root  # noqa: F401
 from _tools.convert.download import Wanted, fetch, sha256_of
+from engine.arguments import load_config
 from engine.resume import write_tensors
-from lib import Config, UserError, atomic_path, load_config, lookup, read_json, writing
+from lib import Config, UserError, atomic_path, lookup, read_json, run_script, writing
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored
@@ -133,6 +134,7 @@ def fetch_one(name: str, entry: Published, folder: Path) -> str:
         raise UserError(f"{name} has no address of its own: see {entry.page}.")
     if path.is_file() and not fault(path):
         return f"{path} is there and whole"
+    print(f"{name}: asking {entry.page}", flush=True)
     fetch(Wanted(entry.page, path, entry.bytes, entry.sha256), verify=lambda part: unreadable(part, name))
     return f"{path}: {contents(path)}"
 
@@ -219,4 +221,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

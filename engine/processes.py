@@ -1,6 +1,7 @@
 """The processes of a run: their devices, what they agree on, their random numbers, their logs."""
 
 import contextlib
+import datetime
 import logging
 import logging.handlers
 import os
@@ -69,6 +70,7 @@ def distributed(config: Config) -> Iterator[World]:
 
     NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
     """
+    join_mpi()
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
@@ -88,17 +90,45 @@ def distributed(config: Config) -> Iterator[World]:
         )
         control = dist.new_group(backend="gloo") if device.type != "cpu" else None
     world = World(device, rank, size, nodes=size // here if size % here == 0 else 1, control=control)
+    begun = time.monotonic()
     start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
         with writing("a file of this run"):
             yield world
+        log.info("finished in %s", datetime.timedelta(seconds=round(time.monotonic() - begun)))
     except BaseException as error:
-        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=True)  # to the run's file
+        asked = isinstance(error, SystemExit | KeyboardInterrupt)  # a traceback would say nothing
+        log.debug("stopped by %s: %s", type(error).__name__, error, exc_info=not asked)  # to the run's file
         raise
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+OPENMPI += ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+
+def join_mpi() -> None:
+    """Take the place that mpirun gives this process, where no launcher of torch has given one.
+
+    Without MASTER_ADDR all processes must be on one machine; else `UserError`.
+    """
+    given = next((names for names in (OPENMPI, MPICH) if all(name in os.environ for name in names)), None)
+    if "WORLD_SIZE" in os.environ or given is None:
+        return
+    rank, size, local_rank, local_size = (os.environ[name] for name in given)
+    if "MASTER_ADDR" not in os.environ and size != local_size:
+        raise UserError(
+            f"mpirun has started {size} processes, {local_size} of them here: set MASTER_ADDR to the machine "
+            "of rank 0, and MASTER_PORT to a free port there (mpirun -x MASTER_ADDR=... -x MASTER_PORT=...)."
+        )
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
+    os.environ.update(place)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
 
 
 def meet(store: dist.Store, rank: int, size: int) -> str:

@@ -183,6 +183,8 @@ class Recorder:
         figures |= {"data_wait": self.waited / seconds, "memory_gib": memory}
         figures |= {name: value / len(self.window) for name, value in timers().items()}
         self._write("metrics.jsonl", {"step": step, **figures}, "train")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.debug("step %d: %s", step, shown)
         speed = f"{figures['samples_per_second']:.1f}/s"
         self.bar.set_postfix(loss=f"{figures.get('loss', np.nan):.3f}", samples=speed, GiB=f"{memory:.1f}")
         self.window, self.seen = [], []
@@ -289,4 +291,6 @@ class Averages:
                 past = sums.get(name, (0.0, 0.0))
                 sums[name] = (past[0] + total, past[1] + count)
         means = {name: total / count for name, (total, count) in sums.items() if count >= 1}
+        if not means:  # no sample has an answer, say
+            return {}
         return {"loss": sum(weight * means.get(name, 0.0) for name, weight in weights.items()), **means}

@@ -36,7 +36,15 @@ PARTS = {  # of a training state, and what each is
     "recorder": dict,
     "config": dict,
 }
-PROGRESS = {"step": int, "total": int, "epoch": int, "batches": int, "figures": dict, "kept": dict}
+PROGRESS = {
+    "step": int,
+    "total": int,
+    "epoch": int,
+    "batches": int,
+    "due": bool,
+    "figures": dict,
+    "kept": dict,
+}
 
 
 # ----------------------------------------------------------------------------------- in and out of memory

@@ -4,10 +4,15 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
+import subprocess
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from engine.processes import World, start_log
 from lib import KEYS, Config, UserError, leftovers, log, read_json
@@ -27,7 +32,7 @@ FREE: tuple[str, ...] = (
     "device",
 )
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
-FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every")
+FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def open_run(config: Config, world: World) -> Run:
         folder = make_run_folder(config, world)
         return Run(folder, lock=hold(folder) if world.is_main else None)
     start_log(world, found)
+    describe_machine(world)
     log.info("going on with %s", found)
     return Run(found, resumed=True, lock=lock)
 
@@ -87,8 +93,37 @@ def make_run_folder(config: Config, world: World) -> Path:
     assert folder is not None
     if world.is_main:
         config.save(folder / "args.json")
+        link_latest(folder)
     start_log(world, folder)
+    describe_machine(world)
     return folder
+
+
+def link_latest(folder: Path) -> None:
+    """Make `latest` beside the run folders lead to this one."""
+    temporary = folder.with_name(f".latest{folder.name}")
+    with contextlib.suppress(OSError):  # not all file systems have links
+        temporary.symlink_to(folder.name)
+        temporary.replace(folder.with_name("latest"))
+
+
+def describe_machine(world: World) -> None:
+    """Log what a result hangs on besides its config: the code, its libraries, the devices."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers"))
+    log.debug("commit %s; python %s, %s", commit(), platform.python_version(), libraries)
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine()
+    devices = f"{world.device} ({name}, {torch.get_num_threads()} threads)"
+    log.debug("%d processes on %d machines", world.size, world.nodes)
+    log.debug("this one: %s, %s", platform.node(), devices)
+
+
+def commit() -> str:
+    """The commit of this checkout, with -dirty where it has been changed; "unknown" without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def find_unfinished(config: Config) -> tuple[Path | None, IO[str] | None]:

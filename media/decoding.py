@@ -6,26 +6,33 @@ Times are in seconds, as the file gives them, rounded to microseconds.
 import bisect
 import contextlib
 import functools
+import math
 import os
 import re
+import struct
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import av
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
 from lib import unsuitable
+from media.kinds import PICTURES, explain, fault_of, kind_of
 
-IMAGES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 SAME = 1e-4  # seconds within which two times are one
 APART = 2.0  # seconds between two wanted frames beyond which a file without an index is sought, not read on
 SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders whose NONREF is exact
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
+<<<<<<< HEAD
 # a path is never an address; playlists, scripts and session descriptions lead to others and are no videos
+=======
+# a path is never an address; playlists, scripts and session descriptions, which name other files, are no videos
+>>>>>>> main
 FILES_ALONE = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,ogg,rm,mpeg,mpegts,mpegvideo,h261,"
@@ -33,6 +40,7 @@ FILES_ALONE = {
     "yuv4mpegpipe,gif,apng,webp,flic,roq,smk,bink,wc3movie,film_cpk,dnxhd,"
     "gif_pipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe",
 }
+ANIMATED = frozenset(["AVIF", "PNG", "WEBP"])  # formats of pictures whose further images are frames
 
 
 class Frame(NamedTuple):
@@ -58,22 +66,23 @@ def read_frames(path: Path, start: float | None = None, rate: float = 0) -> Iter
 
     `rate` is that of a folder's pictures, which have no times of their own (0: one per second).
     """
-    if path.is_dir():
-        yield from folder_frames(path, rate or 1)
-    elif path.suffix.lower() in IMAGES:
-        yield from picture_frames(path)
-    elif start is None:
-        with open_video(path) as (container, stream):
-            yield from video_frames(container, stream)
-    else:
-        yield from frames_from(path, start)
+    with in_words(path):
+        if path.is_dir():
+            yield from folder_frames(path, rate or 1)
+        elif is_picture(path):
+            yield from picture_frames(path)
+        elif start is None:
+            with open_video(path) as (container, stream):
+                yield from video_frames(container, stream)
+        else:
+            yield from frames_from(path, start)
 
 
 def stated_times(path: Path, rate: float = 0) -> list[float]:
     """Times of the frames that should come out, ascending, without decoding a video."""
-    if path.is_dir() or path.suffix.lower() in IMAGES:
+    if path.is_dir() or is_picture(path):
         return [frame.time for frame in read_frames(path, rate=rate)]
-    with open_video(path) as (container, stream):
+    with in_words(path), open_video(path) as (container, stream):
         base, packets = stream.time_base, container.demux(stream)  # not kept: they hold the whole file
         return sorted(seconds(p.pts, base) for p in packets if p.pts is not None and not p.is_discard)
 
@@ -81,10 +90,10 @@ def stated_times(path: Path, rate: float = 0) -> list[float]:
 def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
     """What is on screen at each of the `times`, in ascending order, by seeking in a video.
 
-    Raises `ValueError` where the file ends before, and whatever a decoder raises.
+    Raises `ValueError` where the file ends before, or cannot be read.
     """
-    if path.suffix.lower() in IMAGES:
-        return on_screen(picture_frames(path), times)
+    if is_picture(path):
+        return on_screen(read_frames(path), times)
     with open_video(path) as (container, stream):
         try:
             picked: list[Frame] = []
@@ -95,6 +104,29 @@ def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
         except (Late, av.FFmpegError):  # a wrong index, or none: read it from the beginning
             pass
     return on_screen(read_frames(path), times)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is read by Pillow, whatever its ending; an animated picture is one, a GIF is not."""
+    return kind_of(path) == "picture"
+
+
+@contextlib.contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """What a library raises, as a `ValueError` that says what is wrong with the file and what to do."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except (
+        av.FFmpegError,
+        OSError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(explain(path, error)) from error
 
 
 # ------------------------------------------------------------------------------------------------- videos
@@ -108,7 +140,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     with av.open(f"file:{path}", metadata_errors="replace", options=FILES_ALONE) as container:
         stream = container.streams.best("video")
         if stream is None:
-            raise ValueError("no video stream in it")
+            raise ValueError(fault_of(path) or "no video stream in it")
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         yield container, stream
@@ -213,7 +245,7 @@ def video_frames(
             time = latest + step
         latest = round(time, 6)
         length = frame.duration * base.numerator / base.denominator if frame.duration else step
-        turned = frame.rotation % 180 == 90
+        turned = round(orientation(frame)[1]) % 180 == 90
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         picture = functools.partial(upright, frame)
         yield Frame(latest, latest + length, 1 / aspect if turned else aspect, picture, damaged)
@@ -229,26 +261,77 @@ def decoded(container: Any, stream: Any, shown: set[int] | None) -> Iterator[Any
 
 
 def upright(frame: Any) -> Image.Image:
-    """The picture of a decoded frame, RGB, turned as its metadata say."""
-    turn = round(frame.rotation) % 360  # degrees, counterclockwise
-    picture = frame.to_image()
+    """The picture of a decoded frame, RGB on white, mirrored and turned as its display matrix says."""
+    mirrored, turn = orientation(frame)
+    if any(component.is_alpha for component in frame.format.components):
+        picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))
+    else:
+        picture = frame.to_image()
+    if mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return picture.rotate(turn, expand=True) if turn else picture
 
 
+def orientation(frame: Any) -> tuple[bool, int]:
+    """Whether a frame is to be mirrored, left to right, and then turned by how many degrees, anticlockwise.
+
+    The display matrix brings column p and row q to column a p + c q and row b p + d q; its determinant is
+    negative where it mirrors.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, 0
+    a, b, _, c, d = struct.unpack("=9i", bytes(data)[:36])[:5]
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    return mirrored, round(math.degrees(math.atan2(-b, a))) % 360
+
+
 def is_cut_gif(path: Path) -> bool:
-    """Whether a file is a GIF without its end mark; a GIF does not say how long it is."""
+    """Whether a file is a GIF that ends within a block, or before its first image.
+
+    A GIF does not say how long it is. Its last byte should be an end mark, which some writers leave out, and
+    some write more behind it.
+    """
     with path.open("rb") as file:
-        if file.read(4) != b"GIF8":
+        head = file.read(13)
+        if not head.startswith(b"GIF8"):
             return False
-        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
-        return not file.read().rstrip(b"\0\r\n").endswith(b";")
+        if len(head) < 13:
+            return True
+        skip_colours(file, head[10])
+        images = 0
+        while (kind := file.read(1)) in (b"!", b","):
+            if kind == b"!":
+                file.seek(1, os.SEEK_CUR)  # what it extends
+            else:
+                place = file.read(9)
+                if len(place) < 9:
+                    return True
+                skip_colours(file, place[8])
+                file.seek(1, os.SEEK_CUR)  # the size of codes
+            while length := file.read(1):  # the block's parts; the last has no bytes
+                if length == b"\0":
+                    break
+                file.seek(length[0], os.SEEK_CUR)
+            else:
+                return True
+            images += kind == b","
+        return not images
+
+
+def skip_colours(file: IO[bytes], flags: int) -> None:
+    """Go on behind a GIF's table of colours, if its flags say that there is one."""
+    if flags & 0x80:
+        file.seek(3 << (flags & 7) + 1, os.SEEK_CUR)
 
 
 def stated_length(path: Path) -> float:
     """Seconds of video that a file's header promises; 0 where it promises nothing that can be relied on."""
-    if path.is_dir() or path.suffix.lower() in IMAGES:
+    if path.is_dir() or is_picture(path):
         return 0.0
-    with open_video(path) as (container, stream):
+    with in_words(path), open_video(path) as (container, stream):
         if container.format.name == "avi" and stream.frames:  # its duration is shortened where a file is cut
             return stream.frames / float(stream.average_rate)
         if stream.duration:
@@ -270,18 +353,47 @@ def picture_frames(path: Path) -> Iterator[Frame]:
     if wrong := unsuitable(path):
         raise ValueError(wrong)
     with Image.open(path) as image:
-        for number in range(getattr(image, "n_frames", 1) if image.format == "WEBP" else 1):
+        for number in range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1):
             image.seek(number)
             image.load()  # its duration is known after that
             end = time + max(float(image.info.get("duration") or 0), 1) / 1000
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            picture = to_rgb(ImageOps.exif_transpose(image))
             yield Frame(round(time, 6), end, 1.0, picture.copy)
             time = end
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode -> RGB of 8 bits: deeper ones scaled, transparency laid on white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(scaled(np.asarray(image, np.float64))).convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def scaled(levels: np.ndarray) -> np.ndarray:
+    """Brightness of 32 bits -> uint8. White is the end of the range that holds them: 1 (float), 255 or 65535.
+
+    Other values, which have no white, are stretched from their lowest to their highest.
+    """
+    levels = np.nan_to_num(levels, posinf=0.0, neginf=0.0)
+    low, high = min(0.0, float(levels.min())), float(levels.max())
+    whole = bool((levels == levels.round()).all())
+    limits = (255.0, 65535.0) if whole else (1.0, 255.0, 65535.0)
+    white = high if low < 0 else next((limit for limit in limits if high <= limit), high)
+    return ((levels - low) * (255 / max(white - low, 1e-12))).round().astype(np.uint8)
+
+
 def folder_frames(path: Path, rate: float) -> Iterator[Frame]:
     """The pictures in a folder, in the order of the numbers in their names, `rate` a second."""
-    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES]
+    files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
     for number, file in enumerate(sorted(files, key=natural)):
         show = functools.partial(open_picture, file)
         yield Frame(round(number / rate, 6), (number + 1) / rate, 1.0, show)

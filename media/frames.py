@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as image
 
 from lib import parse_json
-from media.decoding import IMAGES, Frame, frames_at, resize, stated_times
+from media.decoding import Frame, frames_at, resize, stated_times
 from media.tsv import BadRow
 
 # of published files the pixels count, not what their EXIF data say of their orientation
@@ -144,7 +144,7 @@ class Linked:
             if times is not None:
                 self.times = [float(time) for time in parse_json(times)]
             else:
-                self.times = [0.0] if path.suffix.lower() in IMAGES else stated_times(path)
+                self.times = stated_times(path)
         except Exception as error:  # decoders raise many kinds
             raise BadRow(f"{path}: {error}") from error
 

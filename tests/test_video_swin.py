@@ -1,5 +1,7 @@
 """Video Swin against torchvision's, its windows, its weights files."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from lib import UserError
 from video_swin import (
+    SHIFT_MASKS,
     SIZES,
     Size,
     VideoSwin,
@@ -76,6 +79,24 @@ def test_time_is_kept_and_odd_sizes_are_padded():
 def test_a_dimension_within_its_window_is_not_shifted():
     assert fit_window((4, 56, 7), (8, 7, 7), shifted=True) == ((4, 7, 7), (0, 3, 0))
     assert fit_window((16, 8, 8), (8, 7, 7), shifted=False) == ((8, 7, 7), (0, 0, 0))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_leaves_nothing_behind(strict):
+    """A call after it computes, with the same result, and dynamo has nothing to warn of."""
+    torch._dynamo.reset()
+    SHIFT_MASKS.clear()
+    size = Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.0, init_std=None)
+    model, frames = VideoSwin(size).eval(), torch.randn(1, 3, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*|.*functools.*")
+        exported = torch.export.export(model, (frames,), strict=strict)
+        assert all(type(mask) is torch.Tensor for mask in SHIFT_MASKS.values())
+        with torch.inference_mode():
+            want = model(frames)
+    assert SHIFT_MASKS and torch.isfinite(want).all()
+    torch.testing.assert_close(exported.module()(frames), want)
+    model(frames).sum().backward()  # what inference has kept can train
 
 
 def test_shift_mask_parts_what_the_roll_joined():

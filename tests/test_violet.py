@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import eval_retrieval_tsv
 import main_pretrain_yaml
@@ -174,6 +175,79 @@ def test_frames_are_those_of_an_evaluation(run):
     picked = [stored[i].permute(2, 0, 1) for i in (0, 4, 8)]
     want = loaded.network.enc_img(normalise(loaded.transform(picked, None))[None])[0]
     torch.testing.assert_close(loaded.encode_video("clip.mp4"), want)
+
+
+@torch.inference_mode()
+def test_a_video_may_be_a_path_bytes_an_array_or_pictures(run):
+    loaded = violet.load(run)
+    want = loaded.encode_video("clip.mp4")
+    with av.open("clip.mp4") as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    pictures = [Image.fromarray(frame) for frame in frames]
+    forms = [Path("clip.mp4"), Path("clip.mp4").read_bytes(), frames, pictures, list(frames), tuple(pictures)]
+    for video in forms:
+        torch.testing.assert_close(loaded.encode_video(video), want)
+        assert loaded.match(video, "a star") == pytest.approx(loaded.match(want, ["a star"]), abs=1e-5)
+    batch = loaded.encode_video(forms)
+    torch.testing.assert_close(batch, want.expand(len(forms), -1, -1), atol=1e-5, rtol=1e-4)
+    one = loaded.encode_video([frames[::-1].copy()])
+    assert one.shape == (1, *want.shape) and not torch.allclose(one[0], want)
+    still = loaded.encode_video(pictures[0])
+    assert still.shape == (5, 32) and torch.equal(still, loaded.encode_video(frames[:1]))
+    for wrong in (frames / 255, frames[..., 0], frames[:0], [frames[0, :, :, :1]], 3):
+        with pytest.raises(UserError, match="a video is a path, the bytes of a file, an array of frames"):
+            loaded.encode_video(wrong)
+    for wrong in ([], [frames, pictures[0]]):
+        with pytest.raises(UserError, match="a batch is of videos"):
+            loaded.encode_video(wrong)
+    for wrong in (batch, forms):
+        with pytest.raises(UserError, match="one video"):
+            loaded.match(wrong, "a star")
+
+
+@torch.inference_mode()
+def test_a_part_of_a_video(run):
+    loaded = violet.load(run)
+    with av.open("clip.mp4") as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    for start, end, first, last in [(0.2, 0.6, 2, 6), (0.5, None, 5, 9), (0, 0.35, 0, 4)]:
+        part = loaded.encode_video("clip.mp4", start=start, end=end)
+        torch.testing.assert_close(part, loaded.encode_video(frames[first:last]))
+    for start, end in [(-1, None), (1, 1), (0.5, 0.2)]:
+        with pytest.raises(UserError, match="0 <= start < end"):
+            loaded.encode_video("clip.mp4", start, end)
+    with pytest.raises(UserError, match="no frame in its part from 7"):
+        loaded.encode_video("clip.mp4", 7)
+    with pytest.raises(UserError, match="frames have no times"):
+        loaded.encode_video(frames, 1)
+
+
+@torch.inference_mode()
+def test_a_string_is_one_text(run):
+    loaded = violet.load(run)
+    video = loaded.encode_video("clip.mp4")
+    want = loaded.match(video, ["a red star"])
+    assert loaded.match(video, "a red star") == want and len(want) == 1
+    assert loaded.match(video, loaded.encode_text("a red star")) == pytest.approx(want)
+    with pytest.raises(UserError, match="3 is no text"):
+        loaded.match(video, [3])
+    for question, options in [("what ?", "red"), ("what ?", [3]), (["what ?"], [])]:
+        with pytest.raises(UserError, match="a question is a text"):
+            loaded.answer(video, question, options)
+
+
+def test_a_name_that_begins_with_a_dash(run, capsys):
+    Path("clip.mp4").rename("-AbC.mp4")
+    violet.main([str(run), "-AbC.mp4", "a red star", "--device", "cpu"])
+    assert capsys.readouterr().out.startswith("a red star  ->  ")
+
+
+@torch.inference_mode()
+def test_a_checkpoint_in_use_can_be_exported(run):
+    loaded = violet.load(run, size_img=96)
+    encoder, clip = loaded.network.enc_img, torch.randn(1, 3, 3, 96, 96)
+    exported = torch.export.export(encoder, (clip,), strict=False)
+    torch.testing.assert_close(exported.module()(clip), encoder(clip))
 
 
 def test_random_numbers_of_the_user_are_left_alone(run):

@@ -131,7 +131,9 @@ def checkpoint_in(path: Path) -> Path:
     if not path.is_dir():  # Deviation 9: published, a missing checkpoint is printed and passed over
         raise UserError(f"{path} does not exist; _snapshot/README.md says where weights are published.")
     kept = sorted(path.glob("ckpt_violet_*.pt"))
-    epochs = [(int(found[1]), file) for file in kept if (found := re.search(r"_(\d{1,18})\.pt$", file.name))]
+    parts = [(re.search(r"_(\d{1,18})(?:_(\d{1,18}))?\.pt$", file.name), file) for file in kept]
+    # the last part of an epoch has no number of its own
+    epochs = [((int(part[1]), int(part[2] or 1 << 30)), file) for part, file in parts if part]
     ordered = [
         *(file for file in kept if file.name.endswith("_best.pt")),
         *(file for file in kept if file.name.endswith("_last.pt")),
@@ -284,7 +286,7 @@ def load_legacy(path: Path) -> tuple[Any, dict[str, int]]:
             Machine({name: lambda *_: None for name in BUILT}, claims.find).load(stream)
             places = claims.places(Machine().load(stream), stream.tell(), size)
         except Refused as error:
-            if "cut off" in str(error):
+            if str(error) == "its pickle is cut off":
                 raise Refused(f"it is cut off ({size} bytes)") from error
             raise
         stream.seek(begin)

@@ -5,6 +5,7 @@ from typing import Any
 
 from _tools.convert.files import Item, Public, Splits, hold_out, read_json, read_lines, read_table
 from lib import UserError
+from media.kinds import file_id
 
 CC3M_TRAIN = 3_318_333  # lines of the training file: those of validation are numbered on from it
 
@@ -101,6 +102,6 @@ def didemo_retrieval(public: Public, val_share: float) -> Splits:
     for split in ("train", "val", "test"):
         texts: dict[str, list[str]] = {}
         for moment in read_json(public.find(split, f"{split}_data.json", f"*{split}*.json")):
-            texts.setdefault(Path(moment["video"]).stem, []).append(" ".join(moment["description"].split()))
+            texts.setdefault(file_id(moment["video"]), []).append(" ".join(moment["description"].split()))
         splits[split] = [{"video": video, "caption": sentences} for video, sentences in texts.items()]
     return splits

@@ -267,12 +267,15 @@ def check_questions(
     kind = kind_of(config, items)
     settings: dict[str, Any] = {"size_frame": config.size_frame, "size_option": config.size_option}
     settings |= {"mask_pos": config.mask_pos, "use_prompt": config.enable_prompt}
+    settings |= {"text_rules": config.text_rules}
     transform = Transform(config.img_transform, config.size_img)
     try:  # not as split "train", which leaves out what cannot be answered
         asked = kind(annotation, f"{split} split", items, videos, tokens, transform, **settings)
     except UserError as error:
         report.add(split, "questions that cannot be used", [str(error)], len(items))
         return
+    withheld = ["all: they are predicted, without accuracy"] if asked.withheld else []
+    report.add(split, "answers that are withheld", withheld, stops=False)
     for why, words in UNANSWERABLE.items():
         if why not in ("video", "row"):
             at_fault = [i for i, reason in zip(items, asked.reasons, strict=True) if reason == why]

@@ -83,7 +83,8 @@ def make_row(item: Item, sampling: Sampling) -> Row:
         fields = link(item, kept, sampling) if sampling.link else kept.frames
         return Row(fields, "", len(kept.times), round(kept.duration, 6), digest(item))
     except Exception as error:  # decoders raise many kinds, and one file does not stop the others
-        return Row([], " ".join(f"{type(error).__name__}: {error}".split()))
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return Row([], " ".join(f"{kind}{error}".split()))
 
 
 def link(item: Item, kept: Kept, sampling: Sampling) -> list[bytes]:
@@ -195,9 +196,10 @@ def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling
             damaged += [frame] if frame.damaged else []
     if not times:
         raise ValueError("not one frame in it")
-    check_length(item, end - begin)
-    if damaged and not sampling.keep_damaged:
-        damaged[0].check()
+    if not sampling.keep_damaged:
+        check_length(item, end - begin)
+        for frame in damaged[:1]:
+            frame.check()
     return Kept(frames, sorted(keep & set(times)), min(end, stop) - begin), times
 
 

@@ -25,6 +25,7 @@ from lib import UserError
 
 CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring nothing
+CALLS = 2  # in a row that reach no server
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers after which it may go better
 # what a network, a server or a proxy may do in the middle of an answer
 BROKEN = (OSError, http.client.HTTPException, EOFError)
@@ -44,7 +45,7 @@ class Wanted:
     """0: not known"""
     sha256: str = ""
     """the digest or its beginning; empty: not known"""
-    timeout: float = 30.0
+    timeout: float = 10.0
     """seconds without a byte after which a connection is given up"""
     pause: float = 2.0
     """seconds before the next try, doubled each time"""
@@ -96,7 +97,7 @@ def receive(wanted: Wanted, part: Path, file: IO[bytes]) -> None:
     """Append to the part until it is complete; raises `UserError` after so many tries without progress."""
     idle = 0
     while True:
-        before = part.stat().st_size
+        before, unreached = part.stat().st_size, False
         try:
             if transfer(wanted, part, file):
                 return
@@ -106,6 +107,8 @@ def receive(wanted: Wanted, part: Path, file: IO[bytes]) -> None:
             if error.code not in PASSING:
                 idle = TRIES
         except BROKEN as error:
+            unreached = isinstance(error, urllib.error.URLError)  # else it was in the middle of an answer
+            idle = max(idle, TRIES - CALLS) if unreached else idle
             why = str(getattr(error, "reason", "") or error) or type(error).__name__
             if getattr(error, "errno", None) == errno.ENOSPC:  # the disk, not the network
                 raise UserError(f"{part}: no space left; what has come so far is kept.") from error
@@ -116,7 +119,9 @@ def receive(wanted: Wanted, part: Path, file: IO[bytes]) -> None:
                 discard(part)
             what = f"{kept} bytes are kept; the same command goes on there." if kept else "Nothing came."
             raise UserError(f"{wanted.address}: {why}. {what}")
-        time.sleep(wanted.pause * 2 ** max(0, idle - 1))
+        pause = wanted.pause * (1 if unreached else 2 ** max(0, idle - 1))
+        print(f"{wanted.path.name}: {why}; trying again in {pause:g} seconds", file=sys.stderr, flush=True)
+        time.sleep(pause)
 
 
 def transfer(wanted: Wanted, part: Path, file: IO[bytes]) -> bool:

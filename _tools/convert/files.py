@@ -1,4 +1,7 @@
-"""Reading public annotation files: UTF-8 with or without BOM, CRLF or LF, tables with and without heads."""
+"""Reading annotations and captions: UTF-8 with or without BOM, CRLF or LF, tables with and without heads.
+
+Each form has its one reader here: `read_json` (JSON lines too), `read_table` (CSV), `read_lines` (tabs).
+"""
 
 import csv
 import fnmatch
@@ -65,27 +68,54 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or one of JSON lines (a list, then)."""
+    """A JSON file, or one of JSON lines (a list, then), whatever its name ends in."""
     text = read_text(path)
+    lines = [line for line in text.split("\n") if line.strip()]
     try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
+        if len(lines) > 1 and is_object(lines[0]) and is_object(lines[1]):
+            return [json.loads(line) for line in lines]
+        content = json.loads(text)
+        return [content] if path.suffix == ".jsonl" and isinstance(content, dict) else content
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); correct it, or download it again.") from error
+
+
+def is_object(line: str) -> bool:
+    """Whether a line is a JSON object of its own."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_table(path: Path, delimiter: str = ",", columns: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """The rows of a table by column, quoted as CSV is; raises `UserError` naming a row at fault."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    head = [name.strip() for name in next(reader, [])]
-    if lacking := [name for name in columns if name not in head]:
-        raise UserError(f"{path} has the columns {head}, not {lacking}; download it again.")
-    for row in reader:
-        if row and len(row) != len(head):
-            raise UserError(f"{path} line {reader.line_num}: {len(row)} fields, not {len(head)}; correct it.")
-        if row:
-            yield dict(zip(head, row, strict=True))
+    for _, row in numbered_table(path, delimiter, columns):
+        yield row
+
+
+def numbered_table(
+    path: Path, delimiter: str = ",", columns: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The same, each row with the number of its last line."""
+    # strict, as a forgotten quote would swallow the rows after it
+    spaces = delimiter == ","
+    text = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=spaces)
+    try:
+        head = [name.strip() for name in next(reader, [])]
+        if lacking := [name for name in columns if name not in head]:
+            raise UserError(f"{path} has the columns {head}, not {lacking}; correct or download it again.")
+        for row in reader:
+            if row and len(row) != len(head):
+                need = "a text with commas or quotes is put in double quotes" if spaces else "correct it"
+                raise UserError(f"{path} line {reader.line_num}: {len(row)} fields, not {len(head)}: {need}.")
+            if row:
+                yield reader.line_num, dict(zip(head, row, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"{path} line {reader.line_num} is not readable as UTF-8 CSV ({error}); correct the file."
+        ) from error
 
 
 def read_lines(path: Path, least: int) -> Iterator[list[str]]:

@@ -1,15 +1,17 @@
 """Converters of public questions: MSRVTT-QA, MSVD-QA, MSRVTT-MC, TGIF-QA, LSMDC's choices and blanks."""
 
+import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from _tools.convert.files import Item, Public, Splits, hold_out, read_json, read_lines, read_table, read_text
 from lib import UserError
 
-CLIP = ("clip_name", "video_id", "video")  # what a clip's name is called
+CLIP = ("clip_name", "video_id", "video", "vid_key")  # what a clip's name is called
+SEED = 88  # of the order of options where the right one comes first
 BLANK = re.compile(r"_{3,}")
 
 
@@ -109,33 +111,64 @@ def choice(video: str, question: str, options: Sequence[str], answer: int) -> It
 
 
 def msrvtt_mc(public: Public, val_share: float) -> Splits:
-    """JSON, JSON lines or a CSV of clip_name (or video_id), options (or a1 .. a5), answer; test alone."""
+    """The test split, which alone is published, as ClipBERT, JSFusion, Singularity and VindLU have it.
+
+    JSON, JSON lines or a CSV with commas or tabs; of a clip's name (JSFusion's `msr7010` is video7010),
+    five options (`options`, `caption`, or `a1` .. `a5`) and `answer`, the right one's number, 0 the first.
+    """
     names = [f"*mc*{test}*.{kind}" for test in ("test", "") for kind in ("jsonl", "json", "csv")]
     path = public.find("test", *names)
     rows = []
-    for row in read_table(path) if path.suffix == ".csv" else read_json(path):
+    for row in read_csv(path) if path.suffix == ".csv" else read_json(path):
         video = next((str(row[key]) for key in CLIP if row.get(key)), "")
-        options = row.get("options") or [row[f"a{number}"] for number in range(1, 6) if f"a{number}" in row]
-        if not video or not options or "answer" not in row:
+        options = row.get("options") or row.get("caption")
+        options = options or [row[f"a{number}"] for number in range(1, 6) if f"a{number}" in row]
+        if not video or not isinstance(options, list) or len(options) < 2 or "answer" not in row:
             raise UserError(f"{path}: {row} needs clip_name, options and answer; correct it.")
+        video = re.sub(r"^msr(?=\d)", "video", video)
         rows.append(choice(video, row.get("question", ""), options, int(row["answer"])))
     return {"test": rows}
 
 
+def read_csv(path: Path) -> Iterator[Item]:
+    """The rows of a table with commas, or with tabs if its head has one."""
+    head = read_text(path).split("\n", 1)[0]
+    return read_table(path, "\t" if "\t" in head else ",")
+
+
 def lsmdc_mc(public: Public, val_share: float) -> Splits:
-    """Lines that begin with the clip and end with five sentences and the right one's number."""
+    """Lines of clip, four times, five sentences; in test behind them the right one's number, from 1 on.
+
+    In the files of train and val the right sentence comes first: the five are shuffled, by a seed.
+    """
     splits = ("train", "val", "test")
     return {split: lsmdc_choices(public.find(split, f"*multiple_choice*{split}*.csv")) for split in splits}
 
 
 def lsmdc_choices(path: Path) -> list[Item]:
-    """The questions of one of its files; whether it counts from 0 or from 1 shows in its numbers."""
-    lines = [fields for fields in read_lines(path, 7) if fields[-1].strip().isdecimal()]  # a head has words
-    numbers = {int(fields[-1]) for fields in lines}
+    """The questions of one of its files, with the right one's number or without.
+
+    Whether it counts from 0 or from 1 shows in its numbers.
+    """
+    lines = list(read_lines(path, 6))
+    numbered = [fields for fields in lines if fields[-1].strip().isdecimal()]
+    if 2 * len(numbered) < len(lines):
+        return shuffled_choices([fields for fields in lines if "clip_id" not in fields[0].lower()])
+    numbers = {int(fields[-1]) for fields in numbered}  # a head has words
     first = 0 if 0 in numbers else 1
-    if not lines or not numbers <= set(range(first, first + 5)):
+    if not numbered or not numbers <= set(range(first, first + 5)) or min(map(len, numbered)) < 7:
         raise UserError(f"{path}: the last field of a line is the right option's number, not {numbers}.")
-    return [choice(fields[0], "", fields[-6:-1], int(fields[-1]) - first) for fields in lines]
+    return [choice(fields[0], "", fields[-6:-1], int(fields[-1]) - first) for fields in numbered]
+
+
+def shuffled_choices(lines: Sequence[Sequence[str]], seed: int = SEED) -> list[Item]:
+    """Questions of lines whose last five fields are sentences, the right one first."""
+    order, questions = random.Random(seed), []
+    for fields in lines:
+        places = order.sample(range(5), 5)
+        options = [fields[-5:][place] for place in places]
+        questions.append(choice(fields[0], "", options, places.index(0)))
+    return questions
 
 
 def lsmdc_fib(public: Public, val_share: float) -> dict[str, Any]:

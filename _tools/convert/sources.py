@@ -1,18 +1,18 @@
 """What make_tsv.py is given (a folder, a CSV, a frames TSV, captions) -> the items whose rows it makes."""
 
-import csv
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from _tools.convert.clips import Item
+from _tools.convert.files import numbered_table, read_json
+from lib import UserError
+from media.decoding import ANIMATED
+from media.kinds import file_id, kind_of, printable
 
-VIDEOS = ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv"
-IMAGES = ".bmp .jpeg .jpg .png .tif .tiff .webp"
-KINDS = dict.fromkeys(VIDEOS.split(), "video") | dict.fromkeys(IMAGES.split(), "image")
+LISTED = 10  # files passed over that are printed
 
 
 class Line(NamedTuple):
@@ -42,7 +42,7 @@ def read_items(
     if captions_path or (needs_captions and source.suffix == ".csv"):
         captions = read_captions(captions_path or source)
     elif needs_captions:
-        raise SystemExit(f"{source}: pre-training needs captions; give --captions FILE, or --frames_only")
+        raise UserError(f"{source}: pre-training needs captions; give --captions FILE, or --frames_only")
     if source.suffix == ".tsv":
         rows = [Item(id_, captions.get(id_, ()), source, "row", offset) for id_, offset in read_ids(source)]
         say_unused(captions, {row.id for row in rows}, source)
@@ -51,7 +51,8 @@ def read_items(
         lines = list(read_csv(source, need_caption=needs_captions and captions_path is None))
         files = [(line.id, source.parent / line.name, line.kind, line.start, line.end) for line in lines]
     else:
-        files = [(path.stem, path, kind, 0.0, None) for path, kind in find_files(source, frame_folders)]
+        found = find_files(source, frame_folders)
+        files = [(file_id(path, path.is_dir()), path, kind, 0.0, None) for path, kind in found]
     items: dict[str, Item] = {}
     for id_, path, kind, start, end in files:
         if (start, end) == (0.0, None):
@@ -59,7 +60,7 @@ def read_items(
         made = Item(id_, captions.get(id_, ()), path, kind, 0, start, end)
         known = items.setdefault(id_, made)
         if known != made:
-            raise SystemExit(
+            raise UserError(
                 f"{source}: {known.path} and {path} would have the same id {id_}; rename one, or give each "
                 "clip of a video its own in a column `id`"
             )
@@ -74,22 +75,39 @@ def say_unused(captions: Collection[str], known: Collection[str], source: Path) 
         print(f"{source} has nothing for the captions of {len(unused)} ids, the first {unused[0]}")
 
 
-def find_files(folder: Path, frame_folders: bool) -> Iterator[tuple[Path, str]]:
-    """Videos and pictures below a folder, in the order of their names, or the folders of frames in it."""
+def find_files(folder: Path, frame_folders: bool = False) -> list[tuple[Path, str]]:
+    """Videos and pictures below a folder, in the order of their names, or the folders of frames in it.
+
+    Each comes with its kind, "video" or "image". Prints how many others there are, and the first of them.
+    """
     if frame_folders:
-        yield from ((path, "video") for path in sorted(folder.glob("*")) if path.is_dir())
-        return
-    for path in sorted(folder.rglob("*")):
-        kind = KINDS.get(path.suffix.lower())
-        if kind:
-            yield path, "video" if path.suffix.lower() == ".webp" and is_animated(path) else kind
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        say_passed_over([path for path in inside if not path.is_dir()], "no folder of frames")
+        return [(path, "video") for path in inside if path.is_dir()]
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    kinds = ["" if path.name.startswith(".") else kind_of(path) for path in files]
+    others = [path for path, kind in zip(files, kinds, strict=True) if not kind]
+    say_passed_over(others, "neither video nor picture, or hidden")
+    return [
+        (path, "image" if kind == "picture" and not is_animated(path) else "video")
+        for path, kind in zip(files, kinds, strict=True)
+        if kind
+    ]
+
+
+def say_passed_over(paths: Iterable[Path], why: str) -> None:
+    """Print how many files are passed over, and the first of them."""
+    names = [printable(path.name) for path in paths]
+    if names:
+        more = " ..." if len(names) > LISTED else ""
+        print(f"{len(names)} files passed over ({why}): {', '.join(names[:LISTED])}{more}")
 
 
 def is_animated(path: Path) -> bool:
     """Whether a picture has several frames; False for one that cannot be opened: that is reported later."""
     try:
         with Image.open(path) as image:
-            return getattr(image, "n_frames", 1) > 1
+            return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
     except (OSError, ValueError, SyntaxError):
         return False
 
@@ -104,36 +122,30 @@ def read_ids(tsv: Path) -> Iterator[tuple[str, int]]:
 
 
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Captions by id, from a JSON {id: [captions]} or from a CSV, whose files' stems are the ids."""
+    """Captions by id, from a JSON {id: [captions]} or from a CSV, whose files give the ids (`file_id`)."""
     captions: dict[str, list[str]] = {}
     try:
         if path.suffix == ".csv":
             for line in read_csv(path):
                 captions.setdefault(line.id, []).append(line.caption)
         else:
-            entries = json.loads(path.read_bytes())
+            entries = read_json(path)
             captions = {id_: [texts] if isinstance(texts, str) else texts for id_, texts in entries.items()}
         return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
 
 
 def read_csv(path: Path, need_caption: bool = True) -> Iterator[Line]:
     """The lines of a CSV: a file is in the column of its kind, `id`, `start` and `end` are optional."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            # strict, as a forgotten quote would swallow the rows after it
-            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-            for row in reader:
-                kind = "image" if row.get("image") else "video"
-                if not row.get(kind) or (need_caption and row.get("caption") is None) or None in row:
-                    need = "`video` or `image`, and `caption`, which is in double quotes if it has commas"
-                    raise SystemExit(f"{path} line {reader.line_num}: {row}; it needs {need}")
-                name = row[kind]
-                id_ = row.get("id") or Path(name).stem
-                yield Line(id_, name, kind, row.get("caption") or "", *clip_of(row, path, reader.line_num))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SystemExit(f"{path}: not readable as UTF-8 CSV ({error}); correct the file") from error
+    for number, row in numbered_table(path):
+        kind = "image" if row.get("image") else "video"
+        if not row.get(kind) or (need_caption and row.get("caption") is None):
+            need = "`video` or `image`, and `caption`, which is in double quotes if it has commas"
+            raise UserError(f"{path} line {number}: {row}; it needs {need}")
+        name = row[kind]
+        id_ = row.get("id") or file_id(name)
+        yield Line(id_, name, kind, row.get("caption") or "", *clip_of(row, path, number))
 
 
 def clip_of(row: dict[str, str], path: Path, line: int) -> tuple[float, float | None]:
@@ -144,5 +156,5 @@ def clip_of(row: dict[str, str], path: Path, line: int) -> tuple[float, float | 
     except ValueError:
         start, end = -1.0, None
     if start < 0 or (end is not None and end <= start):
-        raise SystemExit(f"{path} line {line}: `start` and `end` are seconds, 0 <= start < end; correct it")
+        raise UserError(f"{path} line {line}: `start` and `end` are seconds, 0 <= start < end; correct it")
     return start, end

@@ -17,7 +17,10 @@ def accuracy(
     the file gives types; `unanswerable`, the share that could not be answered, and `unanswerable_WHY`;
     `shortened`, the share whose text was cut; `acc_found`, over the questions whose video was found, and on
     the test split, with `size_test`, the published adjustment: `acc_adjusted`, accuracy x found / size_test.
+    Of a split whose answers are withheld (`right` None) only the number of `questions`.
     """
+    if rows and all(row["right"] is None for row in rows):  # its answers are withheld
+        return {"questions": len(rows)}
     right = [bool(row["right"]) for row in rows]
     low, high = interval([row["id"] for row in rows], right, seed)
     figures = {"acc": mean(right), "acc_low": low, "acc_high": high, "questions": len(rows)}

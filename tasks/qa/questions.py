@@ -55,6 +55,9 @@ class Annotation:
         for name, items in found.items():
             if not isinstance(items, list) or not all(isinstance(i, dict) and "video" in i for i in items):
                 raise UserError(f'{path}: {name} is not a list of {{"video": ...}}; see _data/README.md.')
+            for number, item in enumerate(items):
+                if fault := fault_of_texts(item):
+                    raise UserError(f"{path}, {name} question {number}: {fault}.")
         if not found:
             raise UserError(f"{path} has no questions under train, val or test.")
         splits = {
@@ -75,7 +78,26 @@ def read_labels(path: Path, labels: Any) -> dict[int, str]:
     return dict(pairs)
 
 
+def fault_of_texts(item: Item) -> str:
+    """Which part of a question should be text, or the id of a video, and is none; empty if all are."""
+    if type(item["video"]) not in (str, int) or item["video"] == "":
+        return f"its video {item['video']!r} is no id"
+    for key, value in item.items():
+        if (key in ("question", "answer_text") or key.startswith("option_")) and not isinstance(value, str):
+            return f"its {key} is {value!r}, which is no text"
+    return ""
+
+
+def is_withheld(items: Sequence[Item]) -> bool:
+    """Whether the answers of a split are kept back by those who publish it: all are -1."""
+    return all(item.get("answer") == -1 and "answer_text" not in item for item in items)
+
+
 # -------------------------------------------------------------------------------------------- datasets
+
+
+class NothingToAnswer(UserError):
+    """Not one question of a split can be answered, for all videos are missing, say."""
 
 
 @dataclass
@@ -98,6 +120,8 @@ class Questions(ABC):
     text_rules: str = "published"
     wanted: list[int] = field(init=False)
     reasons: list[str] = field(init=False)
+    withheld: bool = field(init=False)
+    """whether the split has no answers: it is predicted, and has no accuracy"""
 
     prompt: ClassVar[str] = ""
     text_per_option: ClassVar[bool] = False
@@ -105,6 +129,7 @@ class Questions(ABC):
 
     def __post_init__(self) -> None:
         """Tokenise everything, and leave questions without a video out of training."""
+        self.withheld = not self.split.startswith("train") and is_withheld(self.items)
         self.special = self.tokens.special
         self.pad = self.special.pad
         prompt = self.prompt if self.use_prompt else ""
@@ -115,11 +140,11 @@ class Questions(ABC):
             self.special, self.tokens.size, self.mask_pos, tuple(self.table[prompt])
         )
         texts = [self.compose(item) for item in self.items]
-        answers = [self.answer(item) for item in self.items]
+        answers = [-1 if self.withheld else self.answer(item) for item in self.items]
         self.reasons = [self.reason(*triple) for triple in zip(self.items, texts, answers, strict=True)]
         self.report(texts)
         if all(self.reasons):
-            raise UserError(
+            raise NothingToAnswer(
                 f"{self.annotation.path}: no question of {self.split} can be answered; see the log above."
             )
         # other questions without an answer stay in training, as published: they have no loss
@@ -172,11 +197,13 @@ class Questions(ABC):
             return "video"
         if not text.answerable:
             return "mask"
-        return "answer" if answer < 0 else ""
+        return "answer" if answer < 0 and not self.withheld else ""
 
     def report(self, texts: Sequence[Text]) -> None:
         """Log how many questions there are, how many were shortened, and how many cannot be answered."""
         log.info("%s: %d questions", self.split, len(self.items))
+        if self.withheld:
+            log.warning("%s: the file has no answers: they are predicted, without accuracy.", self.split)
         if short := sum(text.shortened for text in texts):
             log.info("%s: %d questions shortened to size_txt %d", self.split, short, self.tokens.size)
         for why, count in Counter(filter(None, self.reasons)).items():
@@ -187,7 +214,7 @@ class Questions(ABC):
                 count,
                 outcome(self.split, why),
                 UNANSWERABLE[why],
-                f"{first['video']} ({self.answer_name(first)!r})",
+                f"{first['video']} ({'' if self.withheld else self.answer_name(first)!r})",
             )
 
     def read(self, index: int, random: np.random.Generator | None) -> dict[str, Any]:
@@ -239,9 +266,10 @@ class Questions(ABC):
             {"answer": self.name(item, pick), "probability": round(share, 6)}
             for pick, share in zip(best, shares, strict=True)
         ]
-        row: Item = {"id": str(item["video"]), "question": self.asked(item), "answer": self.answer_name(item)}
-        row |= {"best": picks, "right": not reason and rank == 1}
-        if not self.has_options:
+        row: Item = {"id": str(item["video"]), "question": self.asked(item)}
+        row |= {"answer": None if self.withheld else self.answer_name(item), "best": picks}
+        row["right"] = None if self.withheld else not reason and rank == 1
+        if not self.has_options and not self.withheld:
             row["right_5"] = not reason and rank <= BEST
         if kind := item.get("type", item.get("question_type")):
             row["type"] = str(kind)
@@ -285,25 +313,23 @@ def question_loaders(
     folder = Path(config.data_dir)
     annotation = Annotation.read(folder / f"txt_{config.task}.json")
     listed = len(annotation.words)
-    if listed and config.size_vocab not in (0, listed):
+    if listed and config.size_vocab > 0 and config.size_vocab != listed:
         log.info("%s lists %d answers, not size_vocab %d", annotation.path, listed, config.size_vocab)
     splits = choose_splits(config, annotation)
     videos = Videos(folder / f"img_{config.dataset}.tsv")
     loaders = {}
-    for split, items in splits.items():
-        questions = kind(
-            annotation,
-            split,
-            items,
-            videos,
-            tokens,
-            Transform(config.img_transform, config.size_img),
-            size_frame=config.size_frame,
-            size_option=config.size_option,
-            mask_pos=config.mask_pos,
-            use_prompt=config.enable_prompt,
-            text_rules=config.text_rules,
-        )
+    settings: dict[str, Any] = {"size_frame": config.size_frame, "size_option": config.size_option}
+    settings |= {"mask_pos": config.mask_pos, "use_prompt": config.enable_prompt}
+    settings |= {"text_rules": config.text_rules}
+    transform = Transform(config.img_transform, config.size_img)
+    for number, (split, items) in enumerate(splits.items()):
+        try:
+            questions = kind(annotation, split, items, videos, tokens, transform, **settings)
+        except NothingToAnswer as error:
+            if config.size_epoch or not (loaders or number + 1 < len(splits)):
+                raise
+            log.warning("%s It is not evaluated.", error)
+            continue
         # compiling starts anew for every shape
         collate = default_collate if config.compile else without_padding
         loaders[split] = split_loader(config, world, split, questions, collate)

@@ -341,10 +341,10 @@ def run(monkeypatch, script, arguments: list[str]) -> Path:
     """Run a script in this process; returns its run folder."""
     monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
     out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
-    before = set(out.glob("*"))
+    before = set(out.glob("_*"))
     monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
     script.main()
-    (folder,) = set(out.glob("*")) - before
+    (folder,) = set(out.glob("_*")) - before
     return folder
 
 

@@ -14,6 +14,7 @@ from lib import Config, UserError
 from media.frames import Transform
 from media.tsv import BadRow, Videos, find_ids, id2lineidx_path
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
+from tasks.qa.metric import accuracy
 from tasks.qa.questions import Annotation, question_loaders, some_videos
 from tasks.qa.texts import Fixed
 from tests.conftest import write_videos
@@ -389,7 +390,15 @@ def test_answers_by_word_by_number_and_by_text(ask):
     ("kind", "item", "message"),
     [
         (MultipleChoice, {**CHOICE, "answer": 5}, "val question 0: answer 5 is none of its 5 options"),
-        (OptionNumber, {**CHOICE, "answer": -1}, "answer -1 is none of its 5 options"),
+        (OptionNumber, {**CHOICE, "answer": -2}, "answer -2 is none of its 5 options"),
+        (OpenEnded, {**OPEN, "question": None}, "val question 0: its question is None, which is no text"),
+        (OpenEnded, {**OPEN, "question": float("nan")}, "its question is nan, which is no text"),
+        (OpenEnded, {**OPEN, "question": 3}, "its question is 3, which is no text"),
+        (OpenEnded, {**OPEN, "question": ["what"]}, "which is no text"),
+        (OpenEnded, {**OPEN, "answer_text": None}, "its answer_text is None"),
+        (MultipleChoice, {**CHOICE, "option_2": 2}, "its option_2 is 2, which is no text"),
+        (MultipleChoice, {**CHOICE, "video": None}, "its video None is no id"),
+        (MultipleChoice, {**CHOICE, "video": ["clip1"]}, "is no id"),
         (MultipleChoice, {**CHOICE, "answer": "left"}, "answer 'left' is none"),
         (MultipleChoice, {**CHOICE, "option_5": "grows"}, "it has 6 options, size_option is 5"),
         (OptionNumber, {k: v for k, v in CHOICE.items() if k != "option_2"}, "it has 4 options"),
@@ -403,6 +412,44 @@ def test_answers_by_word_by_number_and_by_text(ask):
 def test_faults_of_a_question_are_named_with_their_place(ask, kind, item, message):
     with pytest.raises(UserError, match=message):
         ask(kind, [item])
+
+
+@pytest.mark.parametrize("kind", [MultipleChoice, OptionNumber, OpenEnded])
+def test_a_split_whose_answers_are_withheld_is_predicted(ask, kind, caplog):
+    item = {**(CHOICE if kind.has_options else OPEN), "answer": -1}
+    questions = ask(kind, [item, {**item, "video": "clip99"}], split="test")
+    assert "test: the file has no answers" in caplog.text
+    assert questions.reasons == ["", "video"] and questions.sample(0)["answer"] == -1
+    rows = [questions.describe(i, True, 1, [1, 0], [0.7, 0.3]) for i in range(2)]
+    assert [(row["answer"], row["right"], len(row["best"])) for row in rows] == [(None, None, 2)] * 2
+    assert accuracy(rows, "test") == {"questions": 2}
+    with pytest.raises(UserError):
+        ask(kind, [item], split="train")
+    some = [item, {**item, "answer": 1 if kind.has_options else "red"}]
+    if kind.has_options:
+        with pytest.raises(UserError, match="test question 0: answer -1 is none of its 5 options"):
+            ask(kind, some, split="test")
+    else:  # an answer that is not on the published list: it counts as wrong
+        with pytest.raises(UserError, match="neither ans2label nor vocab"):
+            ask(kind, some, split="test")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "txt_x.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"val": [OPEN]}).encode())
+    assert Annotation.read(tmp_path / "txt_x.json").splits["val"][0]["answer"] == "red"
+
+
+def test_an_evaluation_goes_on_with_the_splits_that_have_videos(tmp_path, tokenizer, caplog):
+    write_videos(tmp_path)
+    content = {"val": [{**OPEN, "video": "gone"}], "test": [OPEN]}
+    (tmp_path / "txt_asked.json").write_text(json.dumps(content))
+    settings = {"data_dir": str(tmp_path), "dataset": "clips", "task": "asked", "n_workers": 0}
+    config = Config(size_epoch=0, size_img=32, **settings)
+    assert list(question_loaders(config, World(torch.device("cpu")), tokenizer, OpenEnded)) == ["test"]
+    assert "no question of val can be answered" in caplog.text and "It is not evaluated" in caplog.text
+    (tmp_path / "txt_asked.json").write_text(json.dumps({"val": content["val"]}))
+    with pytest.raises(UserError, match="no question of val"):
+        question_loaders(config, World(torch.device("cpu")), tokenizer, OpenEnded)
 
 
 def test_an_answer_number_beyond_the_list_is_named(ask):

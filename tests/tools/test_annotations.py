@@ -107,7 +107,7 @@ def test_webvid(data, question_bert, capsys):
     rows = [["videoid", "contentUrl", "duration", "page_dir", "name"]]
     rows += [[f"clip{n}", "https://x/y.mp4", "PT00H00M10S", "0_1", f"{n} {QUIRKS}"] for n in (4, 0, 7)]
     convert("webvid-train", data, {"results_2M_train.csv": BOM + table(rows)})
-    made = corpus(data, "webvid-train", question_bert)
+    made = corpus(data, "train_webvid2.5m_10", question_bert)
     assert [made.read(i, None)["id"] for i in range(len(made))] == ["clip0", "clip4"]
     assert made.caption(0, 4, 0, "clip4") == " ".join(f"4 {QUIRKS}".split())
     said = capsys.readouterr().out
@@ -120,16 +120,16 @@ def test_cc3m_of_several_frames_files(data, question_bert):
     lines = [f"red {n} “{QUIRKS}\thttp://x/{n}.jpg" for n in range(3)]
     frames = [str(data / "img_cc3m.tsv"), str(data / "img_webvid.tsv")]
     convert("cc3m-train", data, {"Train_GCC-training.tsv": "\r\n".join(lines)}, "--frames", *frames)
-    made = corpus(data, "cc3m-train", question_bert)
+    made = corpus(data, "train_cc3m_10", question_bert)
     assert made.is_image
     assert [made.read(i, None)["id"] for i in range(3)] == ["00000000", "00000002", "00000001"]
     assert made.caption(1, 0, 0, "00000001").startswith("red 1 “a")
     convert("cc3m-val", data, {"Validation_GCC-1.1.0-Validation.tsv": lines[0]}, "--frames", frames[0])
-    assert len(corpus(data, "cc3m-val", question_bert)) == 0
+    assert len(corpus(data, "val_cc3m", question_bert)) == 0
     rename(data / "img_cc3m.tsv", ["03318333"])  # as the published ids go on
     (data / "img_cc3m.lineidx").unlink()
     convert("cc3m-val", data, {}, "--frames", frames[0])
-    assert len(corpus(data, "cc3m-val", question_bert)) == 1
+    assert len(corpus(data, "val_cc3m", question_bert)) == 1
 
 
 MSRVTT = {
@@ -290,6 +290,57 @@ def test_msrvtt_mc(data, question_bert, kind):
     ]
 
 
+@pytest.mark.parametrize("name", ["MSR_MC_test.csv", "msrvtt_mc_test.json"])
+def test_msrvtt_mc_of_jsfusion_and_of_singularity(data, name):
+    """JSFusion: a table with tabs, videos called msr2; Singularity and VindLU: five captions of a video."""
+    rename(data / "img_msrvtt.tsv", ["video2", "video7010"])
+    options = [["red", QUIRKS, "up", "down", "star"], ["a", "b", "c", "d", "e"]]
+    if name.endswith("json"):
+        files = [("video2.mp4", options[0], 1), ("video7010.mp4", options[1], 4)]
+        text = json.dumps([{"video": v, "caption": o, "answer": a} for v, o, a in files])
+    else:
+        rows = [["", "key", "vid_key", "a1", "a2", "a3", "a4", "a5", "answer"]]
+        rows += [[0, "ret0", "msr2", *options[0], 1], [1, "ret1", "msr7010", *options[1], 4]]
+        text = table(rows, "\t")
+    convert("msrvtt-mc", data, {name: text})
+    made = read(data, "msrvtt-mc2")["test"]
+    assert [(row["video"], row["answer"]) for row in made] == [("video2", 1), ("video7010", 4)]
+    assert [made[0][f"option_{n}"] for n in range(5)] == options[0]
+
+
+def test_lsmdc_choices_as_they_are_published(data, question_bert):
+    """Train and val have no answer: the right sentence comes first, and is not to stay there."""
+    times = "00.00.51.926\t00.00.54.129\t00.00.51.815\t00.00.54.229"
+    line = "1001_American_Beauty_00.00.51.926-00.00.54.{}\t" + times + "\tright {}\tw1\tw2\tw3\tw4{}\r\n"
+    untold = "".join(line.format(129 + n, n, "") for n in range(200))
+    files = {f"LSMDC16_multiple_choice_{split}.csv": untold for split in ("train", "valid")}
+    told = "".join(line.format(129 + n, n, "\t1") for n in range(3))
+    convert("lsmdc-mc", data, {**files, "LSMDC16_multiple_choice_test_randomized.csv": told})
+    made = read(data, "lsmdc-mc")
+    assert [row["answer"] for row in made["test"]] == [0, 0, 0]
+    for split in ("train", "val"):
+        assert made[split][1]["video"] == "1001_American_Beauty_00.00.51.926-00.00.54.130"
+        for number, row in enumerate(made[split]):
+            options = [row[f"option_{n}"] for n in range(5)]
+            assert options[row["answer"]] == f"right {number}"
+            assert sorted(options) == sorted([f"right {number}", "w1", "w2", "w3", "w4"])
+        counts = [sum(row["answer"] == n for row in made[split]) for n in range(5)]
+        assert min(counts) > 20
+    convert("lsmdc-mc", data, {})
+    assert read(data, "lsmdc-mc") == made
+
+
+def test_didemo_has_one_id_a_video(data, capsys):
+    names = ["11@N01_1_aa.mov", "22@N01_2_b.", "33@N01_3_c.3g2", "44@N01_4_d.m2ts", "55@N01_5_e.mp4"]
+    named = enumerate([*names, "22@N01_2_b.mp4"])
+    moments = [{"video": name, "description": f"sentence {n}"} for n, name in named]
+    rename(data / "img_didemo.tsv", ["11@N01_1_aa", "22@N01_2_b", "33@N01_3_c", "44@N01_4_d", "55@N01_5_e"])
+    convert("didemo-retrieval", data, {f"{split}_data.json": moments for split in ("train", "val", "test")})
+    made = read(data, "didemo-retrieval")["test"]
+    assert len(made) == 5 and made[1]["caption"] == ["sentence 1", "sentence 5"]
+    assert "missing:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_lsmdc_choices(data, question_bert, first):
     line = 'clip{}\tSOMEONE\tred "x\tblue\tup, up\tdown\tnaïve\t{}\r\n'
@@ -330,6 +381,12 @@ def test_lsmdc_blanks(data, question_bert):
             {"Train_action_question.csv": tgif_rows(["a1", "a2", "a3", "a4", "a5", "answer"], *"abcdef")},
             "not of the published form .*invalid literal",
         ),
+        (
+            "msrvtt-mc",
+            {"mc_test.json": [{"video": "video1", "options": ["red", None], "answer": 0}]},
+            "question 0 of test: its option_1 is None, which is no text",
+        ),
+        ("msrvtt-mc", {"MC_test.csv": 'video_id,a1,a2,answer\nvideo1,"red,up,0\n'}, "line 2 is not readable"),
         ("msvd-qa", {"youtube_mapping.txt": "vid1\n"}, "a line is a video's name, a space, its number"),
         ("lsmdc-fib", {"fib_train.csv": "a\tb\tc\nclip0\tno blank\tword\n"}, "line 2: no field has a blank"),
     ],
@@ -367,7 +424,7 @@ def test_numbered_frames_files_are_all_read_in_their_order(data):
         rename(data / f"img_webvid.{number}.tsv", [f"{number}_{row}" for row in range(6)])
     rows = [["videoid", "name"], ["10_3", "a star"], ["2_0", "a red star"]]
     convert("webvid-val", data, {"results_2M_val.csv": table(rows)})
-    lines = (data / "webvid-val.linelist.tsv").read_text().splitlines()
+    lines = (data / "val_webvid2.5m.linelist.tsv").read_text().splitlines()
     assert lines == ["0\t0\t0", "1\t3\t0"]
 
 
@@ -448,7 +505,8 @@ def test_what_is_written_for_pretraining_runs_in_its_script(data, start):
     rows += [[f"clip{n}", "https://x/y.mp4", "PT00H00M10S", "0_1", f"red star {n}"] for n in range(6)]
     convert("webvid-train", data, {"results_2M_train.csv": table(rows)})
     convert("cc3m-train", data, {"Train_GCC-training.tsv": "a blue star\thttp://x\n" * 6})
-    corpora = json.dumps({name: str(data / f"{name}-train.yaml") for name in ("webvid", "cc3m")})
+    published = json.loads((ROOT / "_args/args_pretrain.json").read_text())["train_yaml"]
+    corpora = json.dumps({name: str(data / Path(path).name) for name, path in published.items()})
     settings = {"mvm_target": "pixel", "train_yaml": corpora, "val_yaml": corpora, "max_steps": 2}
     folder = start(main_pretrain_yaml, "args_pretrain.json", **settings)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) >= 1

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -205,3 +206,20 @@ def test_two_at_once_do_not_mix(server, wanted):
     server.released.set()
     other.join()
     assert wanted.path.read_bytes() == FILE
+
+
+def test_without_a_network_it_says_so_at_once(tmp_path, monkeypatch, capsys):
+    """Whatever keeps a server from being reached: no name, no route, no answer."""
+    asked, waited = [], []
+
+    def unreachable(self, request, timeout):
+        asked.append(timeout)
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", unreachable)
+    monkeypatch.setattr(download.time, "sleep", waited.append)
+    with pytest.raises(UserError, match=r"name resolution.*Nothing came"):
+        fetch(Wanted("https://example.org/a.pth", tmp_path / "a.pth"))
+    assert len(asked) == 2 and max(asked) <= 10 and sum(waited) <= 2
+    assert "a.pth: Temporary failure in name resolution; trying again in 2 seconds" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -46,8 +47,9 @@ def tags(path: Path) -> list[tuple[str, dict]]:
 
 
 @pytest.fixture
-def checkpoint(tmp_path, bert_folder):
+def checkpoint(tmp_path, bert_folder, monkeypatch):
     """A model that knows nothing, in its run's folder; the arguments that name it."""
+    monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     run.mkdir()
     config = Config(
@@ -125,6 +127,18 @@ def test_each_text_is_a_search_and_what_cannot_be_read_is_left_out(folder, check
     assert "broken.mp4 cannot be read" in err
 
 
+def test_a_name_that_is_no_utf8_is_left_out_at_once_and_the_folder_stays_as_it_is(folder, checkpoint, capsys):
+    os.link(folder / "one.avi", os.fsencode(folder) + b"/caf\xe9.avi")
+    before = sorted(os.listdir(os.fsencode(folder)))
+    search.main([str(folder), "a red star", "--cache", str(folder.parent / "kept"), *checkpoint])
+    out, err = capsys.readouterr()
+    assert table(out).keys() == {"one.avi", "two.avi", "a & b/three.avi"}
+    assert err.startswith(r"left out: caf\udce9.avi: its name is no printable UTF-8; rename it")
+    assert sorted(os.listdir(os.fsencode(folder))) == before
+    assert [path.name[:7] for path in (folder.parent / "kept").iterdir()] == ["videos-"]
+    assert not (folder.parent / "_snapshot").exists()
+
+
 def test_the_page_plays_its_videos(tmp_path, folder, checkpoint):
     page = tmp_path / "pages" / "found.html"
     search.main([str(folder), "a <red> star", "--html", str(page), *checkpoint])
@@ -158,7 +172,8 @@ def test_a_tsv_is_searched_as_well(tmp_path, checkpoint, capsys):
     path = write_videos(tmp_path, rows=3)
     search.main([str(path), "a red star", "--html", str(tmp_path / "found.html"), *checkpoint])
     assert table(capsys.readouterr().out).keys() == {"clip0", "clip1", "clip2"}
-    assert (tmp_path / "img_clips.features.violet.safetensors").exists()
+    [kept] = (tmp_path / "_snapshot/search").iterdir()
+    assert kept.name.startswith("img_clips-") and kept.suffix == ".safetensors"
     assert len([tag for tag, _ in tags(tmp_path / "found.html") if tag == "img"]) == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no video file in it"):
