@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from dataset import PretrainCorpus, Tokens
 from engine.arguments import load_config
 from engine.processes import World
-from engine.resume import load_model, load_optimizer, load_random_states, random_states, read_state
+from engine.resume import PROGRESS, load_model, load_optimizer, load_random_states, random_states, read_state
 from engine.runs import STATE
 from lib import UserError, reading
 from media.frames import Transform, read_clip
@@ -228,7 +228,7 @@ def small() -> tuple[torch.nn.Module, torch.optim.AdamW]:
 
 def write_state(folder: Path) -> Path:
     model, optimizer = small()
-    progress = {"step": 1, "total": 4, "epoch": 1, "batches": 1, "figures": {"a": 1.0}, "kept": {}}
+    progress = {name: kind() for name, kind in PROGRESS.items()}
     recorded = {"names": [], "window": [], "rates": {"lr": 0.1}, "sizes": {"metrics.jsonl": 3}}
     states = [random_states(torch.device("cpu"))]
     parts = {"scaler": {}, "random": states, "progress": progress, "recorder": recorded, "config": {"lr": 1}}

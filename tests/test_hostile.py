@@ -22,12 +22,13 @@ from torch import nn
 import make_tsv
 from agent import Agent
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens
+from engine.arguments import load_config
 from engine.processes import Printable, distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, obeyed
-from lib import Config, UserError, atomic_path, leftovers, load_config, parse_json, read_json, read_yaml
+from lib import Config, UserError, atomic_path, leftovers, parse_json, read_json, read_yaml
 from media.decoding import open_video
 from media.frames import Transform
 from media.pickles import Machine, Refused
@@ -217,7 +218,7 @@ def test_two_make_tsv_of_one_name(tmp_path):
     ]
     with (
         make_tsv.growing(tmp_path / "out/x.part"),
-        pytest.raises(SystemExit, match="another process is making"),
+        pytest.raises(UserError, match="another process is making"),
     ):
         make_tsv.main(arguments)
     make_tsv.main(arguments)
@@ -247,13 +248,13 @@ def test_make_tsv_removes_and_replaces_no_file_that_it_has_not_made(tmp_path):
     part.mkdir(parents=True)
     (part / "thesis.txt").write_text("mine")
     arguments = [str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
-    with pytest.raises(SystemExit, match=r"thesis.txt is not of this program"):
+    with pytest.raises(UserError, match=r"thesis.txt is not of this program"):
         make_tsv.main([*arguments, "--frames_only", "--name", "x"])
     assert (part / "thesis.txt").read_text() == "mine"
     (tmp_path / "out/y.yaml").write_text("mine")
     captions = tmp_path / "c.json"
     captions.write_text('{"a": ["red"]}')
-    with pytest.raises(SystemExit, match=r"y.yaml: another program's"):
+    with pytest.raises(UserError, match=r"y.yaml: another program's"):
         make_tsv.main([*arguments, "--captions", str(captions), "--name", "y"])
     assert (tmp_path / "out/y.yaml").read_text() == "mine"
 
