@@ -156,6 +156,7 @@ class Agent:
         self.run = open_run(config, world)
         self.folder = self.run.folder
         report(config, sharing, self.precision, world.device)
+        self.saved = 0.0  # when the state was saved last
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
         self.due = False  # whether an evaluation comes next

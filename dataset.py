@@ -76,7 +76,7 @@ class Tokens:
 
     def exact(self, word: str) -> int:
         """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
-        found = self.tokenizer.convert_tokens_to_ids(word)
+        found: Any = self.tokenizer.convert_tokens_to_ids(word)
         return -1 if found in (None, self.tokenizer.unk_token_id) else found
 
     def check(self, vocabulary: int, positions: int) -> None:
@@ -245,7 +245,8 @@ class PretrainCorpus:
         They follow from the pair's number alone, whatever else is in its batch.
         """
         own, rows = self.pairs[index, :2], self.first_pairs
-        number, found = min(NEGATIVES, len(rows) - 1), []
+        number = min(NEGATIVES, len(rows) - 1)
+        found: list[tuple[Tensor, Tensor]] = []
         for other in np.random.default_rng(index).permutation(rows).tolist():
             if len(found) == number:
                 break
