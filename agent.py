@@ -284,6 +284,8 @@ class Agent:
                     batch = next(stream, None)
             except Stalled:
                 log.error("no batch has come since this process was asked to stop: it stops without one")
+                if self.world.size == 1:  # others cannot be waited for
+                    self.save_state()
                 self.leave()
             if batch is None:
                 return

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
@@ -67,6 +68,13 @@ class Tokens:
     def words(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """{text: its ids} without [CLS] and [SEP], of any length; a [MASK] in a text is one."""
         texts = sorted(set(texts)) or [""]
+        if not isinstance(self.tokenizer.backend_tokenizer.pre_tokenizer, BertPreTokenizer):
+            return self._ids(texts)
+        # BERT's words end at spaces: each word once takes a tenth of the time of each text
+        table = self._ids(sorted({word for text in texts for word in text.split(" ")}))
+        return {text: [i for word in text.split(" ") for i in table[word]] for text in texts}
+
+    def _ids(self, texts: list[str]) -> dict[str, list[int]]:
         return dict(zip(texts, self.tokenizer(texts, add_special_tokens=False).input_ids, strict=True))
 
     def one(self, word: str) -> int:
@@ -148,6 +156,11 @@ class PretrainCorpus:
             raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
         if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
+<<<<<<< HEAD
+        with reading(self.path, "a list of files", "see _data/README.md"):  # a name may be too long
+            beside = [self.path.parent / name for name in names]
+            return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
+=======
         with reading(
             self.path, "a list of files", "see _data/README.md"
         ):  # such as of a name that is too long
@@ -164,6 +177,7 @@ class PretrainCorpus:
                 f"{self.path}: by its name {name!r} the corpus is one of pictures, and its first row has "
                 f"{frames} frames: write `image: false` (videos) or `image: true` (first frames) there."
             )
+>>>>>>> main
 
     def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
         """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""

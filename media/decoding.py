@@ -28,7 +28,11 @@ SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders 
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
+<<<<<<< HEAD
+# a path is never an address; playlists, scripts and session descriptions lead to others and are no videos
+=======
 # a path is never an address; playlists, scripts and session descriptions, which name other files, are no videos
+>>>>>>> main
 FILES_ALONE = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,ogg,rm,mpeg,mpegts,mpegvideo,h261,"

@@ -1,5 +1,6 @@
 """A checkpoint in use from Python, handed on to others, and what a config lacks."""
 
+import dataclasses
 import json
 import re
 import subprocess
