@@ -19,7 +19,7 @@ from agent import Agent, sample_seeds
 from batch import Batch, Output
 from dataset import Tokens, pretrain_loader
 from engine.processes import distributed
-from lib import Config, UserError, load_config, warn_of_unread
+from lib import Config, UserError, load_config, log, warn_of_unread
 from masking import mask_batch
 from model import PretrainModel
 from weights.checkpoint import load_checkpoint
