@@ -38,6 +38,8 @@ from engine.processes import World
 from engine.profiling import Profile
 from engine.recorder import Averages, Recorder, stack
 from engine.resume import (
+    AGAIN,
+    PROGRESS,
     Saver,
     load_model,
     load_optimizer,
@@ -48,15 +50,15 @@ from engine.resume import (
     whole,
     write_tensors,
 )
-from engine.runs import BEFORE, FINISHED, STATE, open_run
+from engine.runs import BEFORE, FINISHED, STATE, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stop, obeyed
-from lib import Config, UserError, log
+from engine.signals import Stalled, Stop, obeyed
+from lib import Config, UserError, log, reading
 from media.frames import normalise
 
+RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
-PROGRESS = ("step", "total", "epoch", "batches", "figures", "kept")  # of an Agent: how far a run has come
 
 
 # --------------------------------------------------------------------------------------- parts of a step
@@ -156,6 +158,7 @@ class Agent:
         report(config, sharing, self.precision, world.device)
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
+        self.due = False  # whether an evaluation comes next
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.kept: dict[str, float] = {}  # of the best epoch
 
@@ -181,6 +184,7 @@ class Agent:
                 self.figures = self.evaluate_all(loaders, epoch=0)
             if train is not None:
                 self.train(train, loaders, best)
+            self.check_written()
         return self.kept or self.figures
 
     @contextlib.contextmanager
@@ -204,39 +208,46 @@ class Agent:
             yield
 
     def train(self, train: Loader, loaders: Mapping[str, Loader], best: str) -> None:
-        """Every epoch that is left, or what is left of it, each with its evaluation."""
+        """The epochs that are left, each in parts that end with an evaluation."""
         if not self.run.resumed:
-            self.save_state()
-        while self.step < self.total or self.batches:
-            self.train_epoch(train)
-            if self.epoch % self.config.eval_every == 0 or self.step >= self.total:
-                self.save_state()  # an evaluation may take long
-                self.end_epoch(loaders, best)
-            self.epoch, self.batches = self.epoch + 1, 0
+            self.save_first_state()
+        part = math.ceil(len(train) / self.config.parts)  # batches
+        stream = self.received(train.epoch(self.epoch, self.batches))
+        while self.step < self.total or self.due:
+            if not self.due:
+                self.train_part(stream, min(len(train), (self.batches // part + 1) * part))
+                whole = self.batches >= len(train)
+                self.due = not whole or self.epoch % self.config.eval_every == 0 or self.step >= self.total
+            if self.due:
+                self.save_state(unless_recent=True)  # an evaluation may take long
+                self.end_part(loaders, best, math.ceil(self.batches / part))
+            if self.batches >= len(train):
+                self.epoch, self.batches = self.epoch + 1, 0
+                stream = self.received(train.epoch(self.epoch))
             if self.step < self.total:
-                self.save_state()
+                self.save_state(unless_recent=True)
         self.finish()
 
-    def end_epoch(self, loaders: Mapping[str, Loader], best: str) -> None:
+    def end_part(self, loaders: Mapping[str, Loader], best: str, part: int) -> None:
         """Evaluate, and save the weights."""
-        self.figures = self.evaluate_all(loaders, self.epoch)
+        name = str(self.epoch) if part == self.config.parts else f"{self.epoch}_{part}"
+        self.figures = self.evaluate_all(loaders, self.epoch, name)
         if self.path("best") in self.saver.failed:
             self.kept = {}  # its weights were not written: the next best epoch's are
         self.saver.failed.clear()
-        self.save("last" if best else str(self.epoch))
+        for kept in (["last"] if best else []) + ([name] if self.config.keep_epochs or not best else []):
+            self.save(kept)
         if self.figures.get(f"val_{best}", -1.0) > self.kept.get(f"val_{best}", -1.0):  # Deviation 10
             self.kept = {"epoch": self.epoch, **self.figures}
             self.keep_best(self.kept, best)
+        self.due = False
 
-    def train_epoch(self, loader: Loader) -> None:
-        """One epoch, or what is left of it or of the run's steps."""
+    def train_part(self, stream: Iterator[Batch], until: int) -> None:
+        """The steps of an epoch until so many of its batches are done, or the run's steps."""
         self.model.train()
-        stream = loader.epoch(self.epoch, self.batches)
-        while self.step < self.total:
+        while self.step < self.total and self.batches < until:
             with self.recorder.waiting():
-                batches = list(itertools.islice(stream, self.config.accumulate))
-            if not batches:
-                break
+                batches = list(itertools.islice(stream, min(self.config.accumulate, until - self.batches)))
             rates = self.set_rates()
             values = self.train_step(batches)
             self.step, self.batches = self.step + 1, self.batches + len(batches)
@@ -263,6 +274,19 @@ class Agent:
             self.save_state()
         if agreed == STOP:
             self.leave()
+
+    def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; a run that is asked to stop does not wait for one that does not come."""
+        while True:
+            try:
+                with self.stop.waiting():
+                    batch = next(stream, None)
+            except Stalled:
+                log.error("no batch has come since this process was asked to stop: it stops without one")
+                self.leave()
+            if batch is None:
+                return
+            yield batch
 
     def leave(self) -> None:
         """End the program once everything is written."""
@@ -327,23 +351,26 @@ class Agent:
         kind = self.precision
         return torch.autocast(self.world.device.type, AMP.get(kind), enabled=kind in AMP)
 
-    def evaluate_all(self, loaders: Mapping[str, Loader], epoch: int) -> dict[str, float]:
-        """Evaluate each split of `loaders`; the figures of all go to one row of `eval.jsonl`."""
+    def evaluate_all(self, loaders: Mapping[str, Loader], epoch: int, name: str = "") -> dict[str, float]:
+        """Evaluate each split of `loaders`; the figures of all go to one row of `eval.jsonl`.
+
+        `name` is that of an epoch's part in file names; empty: the epoch.
+        """
         figures: dict[str, float] = {}
         with joined(self.model):
             for split, loader in loaders.items():
                 prefix = f"{split}_" if split else ""
-                found = self.evaluate(loader, epoch, split)
+                found = self.evaluate(loader, name or str(epoch), split)
                 figures |= {prefix + name: value for name, value in found.items()}
         if figures:
             self.recorder.evaluation(self.step, epoch, figures)
         return figures
 
     @torch.inference_mode()
-    def evaluate(self, loader: Loader, epoch: int, split: str = "") -> dict[str, float]:
+    def evaluate(self, loader: Loader, name: str, split: str = "") -> dict[str, float]:
         """Every sample once, on one process or many: the mean of each loss and score, per corpus too.
 
-        Writes what was predicted to `predictions_EPOCH.jsonl`, or `predictions_SPLIT_EPOCH.jsonl`.
+        Writes the predictions to `predictions_NAME.jsonl`, or `predictions_SPLIT_NAME.jsonl`.
         """
         self.model.eval()
         common = min(self.world.gather(len(loader)))  # batches that every process has
@@ -351,7 +378,7 @@ class Agent:
         predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
         for number, batch in enumerate(
-            tqdm(loader.epoch(0), "evaluation", len(loader), leave=False, disable=quiet)
+            tqdm(self.received(loader.epoch(0)), "evaluation", len(loader), leave=False, disable=quiet)
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
@@ -365,9 +392,9 @@ class Agent:
                 self.leave()
         rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
-            name = f"predictions_{split}_{epoch}" if split else f"predictions_{epoch}"
+            file = f"predictions_{split}_{name}.jsonl" if split else f"predictions_{name}.jsonl"
             content = "".join(json.dumps(row) + "\n" for row in rows)
-            self.saver.submit(self.folder / f"{name}.jsonl", lambda path: write_text(path, content))
+            self.saver.submit(self.folder / file, lambda path: write_text(path, content))
         return {**averages.figures(self.world), **self.metric(rows, split)}
 
     def gather_rows(self, predictions: list[tuple[int, Sequence[Row]]]) -> list[Row]:
@@ -402,8 +429,15 @@ class Agent:
         """Of the weights of an epoch, of the best one or of the last."""
         return self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
 
-    def save_state(self) -> None:
-        """Write all that the run needs to go on from here; raises `FloatingPointError` if that is spoilt."""
+    def save_state(self, unless_recent: bool = False) -> None:
+        """Write all that the run needs to resume here; raises `FloatingPointError` if that is spoilt.
+
+        `unless_recent`: not within a minute (or `save_minutes`) after the last time.
+        """
+        if unless_recent:
+            age = int(time.monotonic() - self.saved)
+            if self.world.most(age if self.world.is_main else 0) < min(RECENT, 60 * self.config.save_minutes):
+                return
         self.recorder.check(self.step)
         main = self.world.is_main
         state = {
@@ -421,6 +455,19 @@ class Agent:
             )
         self.saved = time.monotonic()
 
+    def save_first_state(self) -> None:
+        """As `save_state`; a run of which nothing can be saved is not begun. Raises `UserError`."""
+        self.save_state()
+        self.saver.wait()
+        self.check_written(self.world.gather(self.saver.failed)[0])
+
+    def check_written(self, failed: Mapping[Path, str] | None = None) -> None:
+        """Raise `UserError` if something is not on the disk that should be."""
+        self.saver.wait()
+        if failed := self.saver.failed if failed is None else failed:
+            named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
+            raise UserError(f"not written: {named}. Make room, or name another place by --path_output.")
+
     def restore(self) -> dict[str, Any]:
         """Go back to the state in the run's folder; returns what had been recorded."""
         state = read_state(self.folder, self.world)
@@ -429,10 +476,13 @@ class Agent:
                 f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
                 f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
-        load_model(self.model, state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        load_random_states(state["random"][self.world.rank], self.world.device)
+        with reading(self.folder / STATE, "the state of this run", AGAIN):
+            load_model(self.model, state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            load_random_states(state["random"][self.world.rank], self.world.device)
+        if self.world.is_main:
+            reopen(self.folder)
         total = self.total
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])

@@ -7,7 +7,6 @@ File formats are defined in `_data/README.md`.
 
 import contextlib
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
@@ -26,10 +24,10 @@ from batch import SpecialTokens
 from engine.memory import give_back_freed_memory
 from engine.processes import World
 from engine.signals import ignored
-from lib import Config, UserError, log
+from lib import Config, UserError, check_file, log, parse_json, read_yaml, reading
 from masking import NEGATIVES
-from media.frames import Transform, read_clip
-from media.tsv import BadRow, Tsv
+from media.frames import Transform, read_clip, row_frames
+from media.tsv import BadRow, Tsv, read_numbers
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 
@@ -112,9 +110,16 @@ class PretrainCorpus:
     """Pairs of a clip (or a picture, which is a clip of one frame) and a caption, as a YAML lists them."""
 
     def __init__(
-        self, path: str | Path, name: str, tokens: Tokens, transform: Transform, size_frame: int
+        self,
+        path: str | Path,
+        name: str,
+        tokens: Tokens,
+        transform: Transform,
+        size_frame: int,
+        data_dir: str = "",
     ) -> None:
-        self.path, self.tokens, self.transform = Path(path), tokens, transform
+        self.path = yaml_path(path, data_dir)
+        self.tokens, self.transform = tokens, transform
         content = self._read_yaml()
         self.is_image = bool(content.get("image", name in IMAGE_CORPORA))
         self.size_frame = 1 if self.is_image else size_frame
@@ -122,25 +127,43 @@ class PretrainCorpus:
         self.images = [Tsv(file) for file in self._files(content, "img", composite)]
         self.captions = [Tsv(file) for file in self._files(content, "caption", composite)]
         self.pairs = self._read_pairs(content, composite)
+        if self.is_image and "image" not in content:
+            self._check_is_image(name)
 
     def _read_yaml(self) -> dict[str, Any]:
-        if not self.path.is_file():
+        if not self.path.exists():
             raise UserError(f"{self.path} does not exist; _data/README.md says how a corpus is prepared.")
-        try:
-            content = yaml.safe_load(self.path.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.path} is not YAML: {error}") from error
+        content = read_yaml(self.path)
         if not isinstance(content, dict) or "img" not in content or "caption" not in content:
             raise UserError(f"{self.path} must have the keys img and caption; see _data/README.md.")
+        for key in ("image", "composite"):
+            if not isinstance(content.get(key, False), bool):
+                raise UserError(f"{self.path}: {key} is neither true nor false; see _data/README.md.")
         return content
 
     def _files(self, content: Mapping[str, Any], key: str, composite: bool) -> list[Path]:
-        """The paths under a key: beside the YAML, or as they are."""
+        """The paths under a key; see `named_files`."""
         names = content[key] if isinstance(content[key], list) else [content[key]]
+        if not names or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+            raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
         if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-        beside = [self.path.parent / name for name in names]
-        return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
+        with reading(
+            self.path, "a list of files", "see _data/README.md"
+        ):  # such as of a name that is too long
+            return named_files(self.path, content, key)
+
+    def _check_is_image(self, name: str) -> None:
+        """Raise `UserError` if a corpus with the name of one of pictures has videos."""
+        frames = 0
+        if len(self.images[0]):
+            with contextlib.suppress(BadRow):
+                frames = len(row_frames(self.images[0][0], self.images[0].path.parent))
+        if frames > 1:
+            raise UserError(
+                f"{self.path}: by its name {name!r} the corpus is one of pictures, and its first row has "
+                f"{frames} frames: write `image: false` (videos) or `image: true` (first frames) there."
+            )
 
     def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
         """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""
@@ -151,10 +174,9 @@ class PretrainCorpus:
             return np.pad(pairs, ((0, 0), (0, 1)))
         path = self._files(content, "caption_linelist", composite=False)[0]
         columns = 3 if composite else 2
-        try:
-            pairs = np.array(path.read_bytes().split(), dtype=np.int64).reshape(-1, columns)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: expected {columns} whole numbers a row ({error}).") from error
+        with reading(path, f"rows of {columns} whole numbers", "make it again; see _data/README.md"):
+            check_file(path, most=1 << 32)
+            pairs = read_numbers(path).reshape(-1, columns)
         return pairs if composite else np.pad(pairs, ((0, 0), (1, 0)))
 
     def __len__(self) -> int:
@@ -213,7 +235,7 @@ class PretrainCorpus:
         if fields[0].decode(errors="replace") != name:
             raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
         try:
-            return str(json.loads(fields[1])[number]["caption"])
+            return str(parse_json(fields[1])[number]["caption"])
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
 
@@ -247,6 +269,38 @@ class PretrainCorpus:
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
         return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
+
+
+def yaml_path(name: str | Path, data_dir: str = "") -> Path:
+    """A corpus's YAML: where the name leads to, or else in `data_dir`."""
+    beside = Path(data_dir) / name
+    return beside if not Path(name).exists() and beside.is_file() else Path(name)
+
+
+def named_files(path: Path, content: Mapping[str, Any], key: str) -> list[Path]:
+    """The files that the YAML at `path` names under a key, beside it or as they are.
+
+    For a composite corpus, a text file that lists them, a path a line, may stand for the list.
+    """
+    names = content.get(key) or []
+    files = beside_file(path, names if isinstance(names, list) else [names])
+    if content.get("composite") and len(files) == 1 and key != "caption_linelist" and is_list(files[0]):
+        return beside_file(files[0], files[0].read_text().split("\n"))
+    return files
+
+
+def beside_file(path: Path, names: Iterable[str]) -> list[Path]:
+    """Paths in the folder of `path`, or as they are where they lead to nothing there."""
+    names = [str(name).strip() for name in names if str(name).strip()]
+    return [path.parent / name if (path.parent / name).exists() else Path(name) for name in names]
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file lists other files, a path a line, instead of being a TSV itself."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"\t" not in file.readline(1 << 16)
 
 
 @dataclass(frozen=True)
@@ -301,8 +355,8 @@ class Batches(Sampler[list[Draw]]):
     also where video-text matching finds its other texts); batch k is the same whatever the number of
     processes, and process r takes the batches r, r + n, ...
 
-    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has what
-    remains, and a few samples come twice where processes do not divide their number.
+    With `keep_last` training is as the published fine-tuning instead: nothing is left, the last batch has the
+    remaining samples, and a few come twice where processes do not divide their number.
 
     In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
     processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.
@@ -422,7 +476,7 @@ class Loader:
         if self.loader.num_workers and not self.started:
             give_back_freed_memory()
             self.started = True
-        for batch in self.loader:
+        for batch in workers_alive(self.loader):
             for corpus, index, reason in zip(
                 batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True
             ):
@@ -444,12 +498,26 @@ class Loader:
             )
 
 
+def workers_alive(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader. Raises `UserError` where the system has ended one of its workers."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a data-loading worker was ended from outside, most often by the system for want of memory: "
+            f"lower --n_workers (it is {loader.num_workers}), or give the job more memory."
+        ) from error
+
+
 def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:
     """The loader of `train_yaml` or `val_yaml`. Images have T times the clips' batch, at most 128."""
     paths = config.train_yaml if train else config.val_yaml
     transform = Transform(config.img_transform, config.size_img)
     corpora = {
-        name: PretrainCorpus(path, name, tokens, transform, config.size_frame) for name, path in paths.items()
+        name: PretrainCorpus(path, name, tokens, transform, config.size_frame, config.data_dir)
+        for name, path in paths.items()
     }
     if not corpora:
         raise UserError(
@@ -460,6 +528,8 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
             raise UserError(f"{corpus.path} has no pairs.")
     image_batch = min(IMAGE_BATCH, config.size_batch * config.size_frame)
     batch_sizes = {name: image_batch if c.is_image else config.size_batch for name, c in corpora.items()}
+    if train and "vtm" in config.pretrain_tasks and 1 in batch_sizes.values():
+        log.warning("size_batch 1: a batch has no other text, and video-text matching (vtm) learns nothing")
     sizes = {name: len(c) for name, c in corpora.items()}
     pools = {name: c.by_node(world.nodes) for name, c in corpora.items()} if train else {}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, pools)

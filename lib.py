@@ -1,21 +1,24 @@
-"""What every module starts from: the `Config`, the log, errors of the user's, means, files."""
+"""The `Config` and its keys, the log, errors that a user can mend, files."""
 
 import contextlib
 import dataclasses
 import difflib
+import errno
+import fcntl
 import json
 import logging
 import logging.handlers
 import os
 import re
+import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import jsonargparse
+import yaml
 
 if TYPE_CHECKING:  # the ranges are checked when a config is read; a type checker needs the plain types
     from typing import TypeAlias
@@ -38,6 +41,7 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
+MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
@@ -56,8 +60,25 @@ NAMES = {  # the keys that hold names, and the names they may hold
 }
 
 
-class UserError(SystemExit):
-    """Something its user can mend. Uncaught it ends the program with this message and no traceback."""
+# beyond these a value is a slip, or an attack: it would take all memory, processes or positions
+LIMITS = {
+    "size_img": 4096,
+    "size_frame": 1024,
+    "size_txt": 4096,
+    "max_size_frame": 1024,
+    "max_size_patch": 128,
+    "size_option": 1000,
+    "size_batch": 1 << 20,
+    "accumulate": 1 << 20,
+    "n_workers": 1024,
+    "teacher_batch": 1 << 16,
+    "pair_batch": 1 << 24,
+    "seed": (1 << 32) - 1,
+}
+
+
+class UserError(Exception):
+    """A mistake that its user can mend: a script ends with the message and no traceback (`run_script`)."""
 
 
 def lookup(known: Iterable[str], name: str, what: str) -> str:
@@ -70,197 +91,242 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
     raise UserError(f"{what} {name!r} is unknown{hint} Known: {', '.join(sorted(known))}.")
 
 
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's `main`; a `UserError` becomes its message and the exit code `MISTAKE`."""
+    try:
+        main()
+    except UserError as error:
+        if str(error):
+            print(error, file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
 # --------------------------------------------------------------------------------------------------- config
+
+SCRIPTS = {  # script -> the `type` of the configs that it runs
+    "main_pretrain_yaml": "pretrain",
+    "main_qamc_tsv": "qamc",
+    "main_qamc_tsv_mlm_gen_ans_idx": "qamc",
+    "main_qaoe_tsv_mlm_head": "qaoe",
+    "main_qaoe_tsv_lsmdc_fib": "qaoe",
+    "main_retrieval_tsv": "retrieval",
+    "eval_retrieval_tsv": "retrieval",
+}
+PRETRAIN, CHOICE, NUMBER, OPEN, BLANK, PAIRS, RANKING = ((name,) for name in SCRIPTS)
+BY_MASK = NUMBER + OPEN + BLANK
+QUESTIONS = CHOICE + BY_MASK
+RETRIEVAL = PAIRS + RANKING
+FINE_TUNING = QUESTIONS + PAIRS
+TRAINING = PRETRAIN + FINE_TUNING
+EVERY = TRAINING + RANKING
+RUN, LEARNT, INPUT, NETWORK = "the run", "what is learnt", "the input", "the network"  # groups in --help
+STEPS, RESUME, TEACHERS = "the training", "resuming", "teachers of MVM targets"
+
+
+def key(default: Any, scripts: tuple[str, ...], group: str) -> Any:
+    """A key of the config: its default (a list or dict is copied), the scripts that read it, its group."""
+    metadata = {"scripts": scripts, "group": group}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training."""
+    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training.
+
+    Beside each key stand the scripts that read it; another script warns of it.
+    """
 
     # -- what is run
-    type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = "pretrain"
-    """kind of task; each script accepts its own"""
-    task: str = "pretrain"
-    """name of the task, part of the run folder's and the annotation file's name"""
-    dataset: str = ""
-    """name of the dataset, part of the frame file's name"""
-    data_dir: str = "_data"
-    """folder with the downstream files"""
-    train_yaml: dict[str, str] = field(default_factory=dict)
-    """pre-training corpora: {name: path of a YAML}"""
-    val_yaml: dict[str, str] = field(default_factory=dict)
-    """corpora of the evaluation after each epoch: {name: path of a YAML}"""
-    size_part: dict[str, PositiveInt] = field(default_factory=dict)
-    """number of files that a published corpus is split into; the YAML itself says what is read"""
-    path_ckpt: str = ""
-    """checkpoint to start from (a file that does not exist is an error)"""
-    path_output: str = "_snapshot"
-    """where run folders `_TASK_TIME` are made"""
+    type: Literal["pretrain", "qamc", "qaoe", "retrieval"] = key("pretrain", EVERY, RUN)
+    """kind of task: pretrain, qamc (multiple choice), qaoe (open-ended) or retrieval"""
+    task: str = key("pretrain", EVERY, RUN)
+    """name of the task, part of the names of the run folder and of txt_TASK.json"""
+    dataset: str = key("", QUESTIONS + RETRIEVAL, RUN)
+    """name of the dataset: frames are read from img_DATASET.tsv"""
+    data_dir: str = key("_data", EVERY, RUN)
+    """folder of the data: txt_TASK.json and img_DATASET.tsv; YAMLs of corpora are sought there too"""
+    train_yaml: dict[str, str] = key({}, PRETRAIN, RUN)
+    """pre-training corpora, {name: path of a YAML}"""
+    val_yaml: dict[str, str] = key({}, PRETRAIN, RUN)
+    """corpora on which the model is evaluated, {name: path of a YAML}"""
+    size_part: dict[str, PositiveInt] | PositiveInt = key(1, PRETRAIN, RUN)
+    """evaluations and checkpoints per epoch: a number, or {corpus: number}, of which the largest counts"""
+    path_ckpt: str = key("", EVERY, RUN)
+    """checkpoint to start from: a file, or a run folder, whose best checkpoint is taken"""
+    path_output: str = key("_snapshot", EVERY, RUN)
+    """folder in which run folders _TASK_TIME are made"""
 
     # -- what is learnt
-    pretrain_tasks: Names = field(default_factory=lambda: ["mlm", "vtm", "mvm"])
+    pretrain_tasks: Names = key(["mlm", "vtm", "mvm"], PRETRAIN, LEARNT)
     """any of mlm (older name: mtm), vtm, mvm"""
-    pretrain_masks: Names = field(default_factory=lambda: ["rm", "bm"])
-    """patch masks, one drawn per sample: rm random, bm block-wise, am attended"""
-    p_mask: ClosedUnitInterval = 0.15
-    """share of words and patches that are hidden"""
-    mvm_target: Names = field(default_factory=lambda: ["pixel"])
-    """one name or a list: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
-    mvm_weight: dict[str, NonNegativeFloat] = field(default_factory=dict)
-    """weight of a target's loss in the sum, {target: weight}, where it is not 1"""
-    mvm_lr_mul: PositiveFloat = 1.0
-    """learning rate of the heads of masked visual modelling, as a multiple of lr: they are always new, and in
-    a short run from encoders that know much they else stay behind"""
-    mvm_on_images: bool = True
-    """whether one-frame clips take part in masked visual modelling"""
-    temp: PositiveFloat = 0.05
+    pretrain_masks: Names = key(["rm", "bm"], PRETRAIN, LEARNT)
+    """patch masks, one drawn per sample: rm random patches, bm boxes, am attended patches and words"""
+    p_mask: ClosedUnitInterval = key(0.15, PRETRAIN, LEARNT)
+    """probability that a word or a patch is masked"""
+    mvm_target: Names = key(["pixel"], PRETRAIN, LEARNT)
+    """one target or several: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
+    mvm_weight: dict[str, NonNegativeFloat] = key({}, PRETRAIN, LEARNT)
+    """weights of the targets' losses in the sum, {target: weight}; 1 where a target is not named"""
+    mvm_lr_mul: PositiveFloat = key(1.0, PRETRAIN, LEARNT)
+    """learning rate of the MVM heads, as a multiple of lr: they always start from random weights"""
+    mvm_on_images: bool = key(True, PRETRAIN, LEARNT)
+    """compute MVM losses on image-text pairs too"""
+    temp: PositiveFloat = key(0.05, PRETRAIN + PAIRS, LEARNT)
     """temperature of the matching scores"""
-    size_option: PositiveInt = 5
-    """options of a multiple-choice question"""
-    size_vocab: NonNegativeInt = 0
-    """answers of an open-ended task's published answer list"""
-    size_test: NonNegativeInt = 0
-    """questions of the published test split, for accuracy over those without a video too"""
-    mask_pos: Literal["append", "prepend", "insert", "replace"] = "append"
-    """where a question gets its [MASK]"""
-    text_rules: Literal["published", "fixed"] = "published"
-    """how a text is cut and where its prompt goes: published, as released checkpoints were trained,
-    or fixed, so that no text loses its [MASK], [SEP] or options"""
-    reinit_head: bool = False
-    """start the prediction head anew instead of from the checkpoint"""
-    freeze_violet: bool = False
-    """train the prediction head alone"""
-    enable_prompt: bool = False
+    size_option: PositiveInt = key(5, CHOICE + NUMBER, LEARNT)
+    """number of options of a multiple-choice question"""
+    size_vocab: int = key(0, OPEN + BLANK, LEARNT)
+    """number of answers in the published answer list; only compared with the annotation file"""
+    size_test: NonNegativeInt = key(0, QUESTIONS, LEARNT)
+    """number of questions of the published test split, to report accuracy over all of them"""
+    mask_pos: Literal["append", "prepend", "insert", "replace"] = key("append", NUMBER + OPEN, LEARNT)
+    """place of [MASK] in a question"""
+    text_rules: Literal["published", "fixed"] = key("published", QUESTIONS + RETRIEVAL, LEARNT)
+    """published: texts are cut as for released checkpoints; fixed: no text loses its [MASK], [SEP] or
+    options, and val and test keep every caption"""
+    reinit_head: bool = key(False, FINE_TUNING, LEARNT)
+    """start the prediction head from random weights, whatever the checkpoint holds"""
+    freeze_violet: bool = key(False, FINE_TUNING, LEARNT)
+    """train the prediction head only"""
+    enable_prompt: bool = key(False, QUESTIONS, LEARNT)
     """put a prompt before the question"""
-    enable_task_token: bool = False
-    """add the task's embedding"""
-    multi_clip_testing: bool = False
-    """average the video tokens of every clip of a video"""
-    pair_batch: NonNegativeInt = 0
-    """video-text pairs fused at a time in retrieval; 0: training all, evaluation what fits"""
-    gather_negatives: bool = False
-    """in training, pair every video and text with those of all processes"""
-    resume_scores: bool = True
-    """in evaluation, go on from the scores that an interrupted run left"""
+    enable_task_token: bool = key(False, BY_MASK, LEARNT)
+    """put the embedding of the task (emb_task) behind the video tokens"""
+    multi_clip_testing: bool = key(True, RANKING, LEARNT)
+    """average the video tokens of every clip of a video, as the published evaluation always does"""
+    eval_split: Literal["test", "val"] = key("test", RANKING, LEARNT)
+    """split that is ranked"""
+    pair_batch: NonNegativeInt = key(0, RETRIEVAL, LEARNT)
+    """video-text pairs that are fused at a time; 0: all in training, as many as fit in evaluation"""
+    gather_negatives: bool = key(False, PAIRS, LEARNT)
+    """pair every video and text with those of all processes, not only of its own batch"""
+    resume_scores: bool = key(True, RANKING, LEARNT)
+    """continue from the scores that an interrupted evaluation left"""
 
     # -- the input
-    size_img: PositiveInt = 224
-    """pixels a side"""
-    size_frame: PositiveInt = 4
-    """frames of a clip"""
-    size_txt: PositiveInt = 32
+    size_img: PositiveInt = key(224, EVERY, INPUT)
+    """height and width of a frame in pixels"""
+    size_frame: PositiveInt = key(4, EVERY, INPUT)
+    """frames per clip"""
+    size_txt: PositiveInt = key(32, EVERY, INPUT)
     """text tokens, [CLS] and [SEP] included"""
-    size_patch: Literal[32] = 32
-    """pixels a side of a patch: the stride of the video encoder"""
-    max_size_frame: PositiveInt = 6
-    """frames that the position embeddings provide for"""
-    max_size_patch: PositiveInt = 14
-    """patches a side that the position embeddings provide for"""
-    img_transform: Names = field(default_factory=lambda: ["img_rand_crop"])
-    """one drawn per sample: img_rand_crop vid_rand_crop img_center_crop pad_resize"""
-    data_ratio: NonNegativeFloat = 1.0
+    size_patch: Literal[32] = key(32, EVERY, INPUT)
+    """height and width of a patch in pixels: the stride of the video encoder"""
+    max_size_frame: PositiveInt = key(6, EVERY, INPUT)
+    """frames for which there are position embeddings"""
+    max_size_patch: PositiveInt = key(14, EVERY, INPUT)
+    """patches per side for which there are position embeddings"""
+    img_transform: Names = key(["img_rand_crop"], EVERY, INPUT)
+    """img_rand_crop, vid_rand_crop, img_center_crop or pad_resize; of several, one is drawn per frame"""
+    data_ratio: NonNegativeFloat = key(1.0, FINE_TUNING, INPUT)
     """share of the training videos that is used; above 1, their number"""
-    max_bad_ratio: ClosedUnitInterval = 0.01
-    """share of unreadable rows beyond which a run stops"""
-    n_workers: NonNegativeInt = 4
-    """loader processes per process"""
+    max_bad_ratio: ClosedUnitInterval = key(0.01, EVERY, INPUT)
+    """share of unreadable rows above which a run stops"""
+    n_workers: NonNegativeInt = key(4, EVERY, INPUT)
+    """data-loading workers per training process"""
 
     # -- the network
-    vis_backbone: Literal["vidswin"] = "vidswin"
+    vis_backbone: Literal["vidswin"] = key("vidswin", EVERY, NETWORK)
     """video encoder"""
-    vis_backbone_size: Literal["demo", "tiny", "small", "base", "large"] = "base"
+    vis_backbone_size: Literal["demo", "tiny", "small", "base", "large"] = key("base", EVERY, NETWORK)
     """size of the video encoder"""
-    vis_backbone_init: Literal["3d", "2d", "random"] = "3d"
-    """start from a Video Swin, from an image Swin inflated over time, or from nothing"""
-    vis_backbone_path: str = ""
-    """file of those weights; empty: the published name under _snapshot/"""
-    vis_backbone_lr_mul: PositiveFloat = 1.0
+    vis_backbone_init: Literal["3d", "2d", "random"] = key("3d", EVERY, NETWORK)
+    """start from Video Swin weights (3d), from an image Swin inflated over time (2d), or random"""
+    vis_backbone_path: str = key("", EVERY, NETWORK)
+    """file of those weights; empty: the published file under _snapshot/"""
+    vis_backbone_lr_mul: PositiveFloat = key(1.0, TRAINING, NETWORK)
     """learning rate of the video encoder, as a multiple of lr"""
-    kinetics: Literal[400, 600] = 600
-    """Kinetics edition of the published Video Swin weights"""
-    txt_backbone: str = "bert-base-uncased"
+    kinetics: Literal[400, 600, -1] = key(600, EVERY, NETWORK)
+    """Kinetics edition of the published Video Swin weights; -1: 600"""
+    txt_backbone: str = key("bert-base-uncased", EVERY, NETWORK)
     """BERT (name or folder) whose embeddings encode text"""
-    txt_backbone_embed_only: bool = True
-    """use its embeddings alone, not its encoder"""
-    txt_backbone_rand_init: bool = False
-    """take its sizes, not its weights"""
-    fusion_encoder: str = "bert-base-uncased"
+    txt_backbone_embed_only: bool = key(True, EVERY, NETWORK)
+    """use only the embeddings of txt_backbone, not its encoder"""
+    txt_backbone_rand_init: bool = key(False, EVERY, NETWORK)
+    """start txt_backbone from random weights"""
+    fusion_encoder: str = key("bert-base-uncased", EVERY, NETWORK)
     """BERT (name or folder) whose encoder becomes the cross-modal transformer"""
-    fusion_encoder_rand_init: bool = False
-    """take its sizes, not its weights"""
-    tokenizer: str = ""
+    fusion_encoder_rand_init: bool = key(False, EVERY, NETWORK)
+    """start fusion_encoder from random weights"""
+    tokenizer: str = key("", EVERY, NETWORK)
     """tokenizer (name or folder); empty: that of txt_backbone"""
 
     # -- the training
-    size_epoch: NonNegativeInt = 10
-    """epochs; 0 evaluates only"""
-    max_steps: NonNegativeInt = 0
-    """end after this many optimiser steps (the schedule ends there too); 0: after size_epoch"""
-    size_batch: PositiveInt = 20
-    """clips per process and step"""
-    accumulate: PositiveInt = 1
-    """batches whose gradients make one optimiser step"""
-    lr: PositiveFloat = 5e-5
+    size_epoch: NonNegativeInt = key(10, TRAINING, STEPS)
+    """epochs; 0: evaluate only"""
+    max_steps: NonNegativeInt = key(0, TRAINING, STEPS)
+    """stop after this many optimiser steps, where the learning rate reaches 0 too; 0: after size_epoch"""
+    size_batch: PositiveInt = key(20, EVERY, STEPS)
+    """clips per process and batch"""
+    accumulate: PositiveInt = key(1, TRAINING, STEPS)
+    """batches whose gradients are averaged for one optimiser step"""
+    lr: PositiveFloat = key(5e-5, TRAINING, STEPS)
     """peak learning rate"""
-    decay: NonNegativeFloat = 1e-3
+    decay: NonNegativeFloat = key(1e-3, TRAINING, STEPS)
     """weight decay"""
-    warmup_ratio: ClosedUnitInterval = 0.1
+    warmup_ratio: ClosedUnitInterval = key(0.1, TRAINING, STEPS)
     """share of the steps in which the learning rate rises"""
-    max_grad_norm: NonNegativeFloat = 1.0
-    """gradients are clipped to this norm; 0: not at all"""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """autocast type of the forward pass; fp16 scales the loss"""
-    use_checkpoint: bool = False
-    """activation checkpointing: less memory, a third more compute"""
-    parallel: Literal["ddp", "zero1", "fsdp"] = "ddp"
-    """what several processes share: ddp gradients, zero1 also optimiser states, fsdp also parameters"""
-    deepspeed: bool = False
-    """key of published configs: half precision (bf16 where the device has it) and zero1, as it means there"""
-    compile: bool = False
+    max_grad_norm: float = key(1.0, TRAINING, STEPS)
+    """gradients are clipped to this norm; 0 or less: not at all"""
+    amp: Literal["off", "bf16", "fp16"] = key("off", EVERY, STEPS)
+    """precision of the forward pass: autocast to bf16 or fp16 (with a loss scale), or off"""
+    use_checkpoint: bool = key(False, TRAINING, STEPS)
+    """activation checkpointing: less memory, about a third more compute"""
+    parallel: Literal["ddp", "zero1", "fsdp"] = key("ddp", TRAINING, STEPS)
+    """ddp exchanges gradients; zero1 also shards the optimiser state; fsdp also shards the parameters"""
+    deepspeed: bool = key(False, TRAINING, STEPS)
+    """key of published configs: bf16 (fp16 where the device has no bf16) and zero1, without DeepSpeed"""
+    compile: bool = key(False, TRAINING, STEPS)
     """compile the video encoder and the cross-modal transformer"""
-    deterministic: bool = False
-    """bit-equal results where the device leaves a choice; slower"""
-    seed: NonNegativeInt = 88
-    """of everything random; each process adds its rank"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ...; auto is the accelerator where there is one"""
-    eval_start: bool = False
+    deterministic: bool = key(False, EVERY, STEPS)
+    """bit-equal results on accelerators too; slower"""
+    seed: NonNegativeInt = key(88, EVERY, STEPS)
+    """seed of everything random; each process adds its rank"""
+    device: str = key("auto", EVERY, STEPS)
+    """auto, cpu, cuda, cuda:1, ...; auto takes the accelerator if there is one"""
+    eval_start: bool = key(False, TRAINING, STEPS)
     """evaluate before training too"""
-    eval_every: PositiveInt = 1
-    """epochs between two evaluations, each with its checkpoint; one follows the last epoch in any case"""
-    logging_steps: PositiveInt = 20
-    """steps between two lines of the log"""
-    logger: Literal["", "wandb"] = ""
-    """wandb: figures go to Weights & Biases too"""
-    profile: NonNegativeInt = 0
+    eval_every: PositiveInt = key(1, TRAINING, STEPS)
+    """epochs between two evaluations; the last epoch is always evaluated"""
+    keep_epochs: bool = key(False, FINE_TUNING, STEPS)
+    """keep the checkpoint of every epoch, not only of the best and the last; pre-training always does"""
+    logging_steps: PositiveInt = key(20, TRAINING, STEPS)
+    """steps between two lines of figures"""
+    logger: Literal["", "wandb"] = key("", TRAINING, STEPS)
+    """wandb: also send figures to Weights & Biases"""
+    profile: NonNegativeInt = key(0, TRAINING, STEPS)
     """steps to profile near the start: a trace, and a table of the ten costliest operations"""
 
     # -- going on with a run
-    resume: str = ""
-    """auto: go on with the newest unfinished run of this task and config, or start one; or a run's folder"""
-    save_minutes: NonNegativeFloat = 30.0
-    """minutes between two saves of the training state, which epoch ends save too; 0: after every step"""
-    requeue_code: int = 0
-    """exit code after SIGTERM, SIGUSR1 or SIGINT has been obeyed"""
+    resume: str = key("", TRAINING, RESUME)
+    """auto: resume the newest unfinished run of this task and config, or start one; or a run folder"""
+    save_minutes: NonNegativeFloat = key(30.0, TRAINING, RESUME)
+    """minutes between two saves of the training state; 0: after every step"""
+    requeue_code: int = key(0, TRAINING, RESUME)
+    """exit code after SIGTERM, SIGUSR1 or SIGINT"""
 
     # -- the teachers of MVM targets, loaded for the chosen ones alone
-    feature_teacher: str = "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth"
-    """of 3d_feature: a Video Swin or VIOLET checkpoint of any size"""
-    image_teacher: str = "timm/swin_base_patch4_window7_224.ms_in22k"
-    """of 2d_feature: a timm model by name, folder or file"""
-    clip_teacher: str = "timm/vit_base_patch32_clip_224.openai"
-    """of 2d_clip_feature: a timm model by name, folder or file"""
-    flow_teacher: str = "_snapshot/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
-    """of optical_flow: RAFT-Large's file, or dis: OpenCV's flow, which needs none"""
-    depth_teacher: str = "Intel/dpt-large"
-    """of depth: a DPT of transformers by name or folder"""
-    dalle_model_path: str = "_snapshot/encoder.pkl"
-    """of vq: DALL-E's encoder"""
-    teacher_init: Literal["published", "random"] = "published"
-    """random: teachers that know nothing, to try the plumbing without their weights"""
-    teacher_batch: PositiveInt = 32
-    """frames (or pairs of frames) that a teacher is given at a time"""
-    teacher_device: str = ""
+    feature_teacher: str = key(
+        "_snapshot/swin_base_patch244_window877_kinetics600_22k.pth", PRETRAIN, TEACHERS
+    )
+    """teacher of 3d_feature: a Video Swin or VIOLET checkpoint of any size"""
+    image_teacher: str = key("timm/swin_base_patch4_window7_224.ms_in22k", PRETRAIN, TEACHERS)
+    """teacher of 2d_feature: a timm model by name, folder or file"""
+    clip_teacher: str = key("timm/vit_base_patch32_clip_224.openai", PRETRAIN, TEACHERS)
+    """teacher of 2d_clip_feature: a timm model by name, folder or file"""
+    flow_teacher: str = key("_snapshot/raft_large_C_T_SKHT_V2-ff5fadd5.pth", PRETRAIN, TEACHERS)
+    """teacher of optical_flow: RAFT-Large's file, or dis: OpenCV's flow, which has no weights"""
+    depth_teacher: str = key("Intel/dpt-large", PRETRAIN, TEACHERS)
+    """teacher of depth: a DPT of transformers by name or folder"""
+    dalle_model_path: str = key("_snapshot/encoder.pkl", PRETRAIN, TEACHERS)
+    """teacher of vq: DALL-E's encoder"""
+    teacher_init: Literal["published", "random"] = key("published", PRETRAIN, TEACHERS)
+    """random: teachers with random weights, to try a run without downloading them"""
+    teacher_batch: PositiveInt = key(32, PRETRAIN, TEACHERS)
+    """frames, or pairs of frames, that a teacher processes at a time"""
+    teacher_device: str = key("", PRETRAIN, TEACHERS)
     """device of the teachers; empty: that of the model"""
 
     def __post_init__(self) -> None:
@@ -282,8 +348,15 @@ class Config:
             raise UserError(f"size_frame {self.size_frame} exceeds max_size_frame {self.max_size_frame}.")
         if self.size_img // self.size_patch > self.max_size_patch:
             raise UserError(f"size_img {self.size_img} needs more than max_size_patch {self.max_size_patch}.")
+        check_limits(self)
         if self.size_txt < 3:
             raise UserError(f"size_txt {self.size_txt} leaves no word between [CLS] and [SEP].")
+
+    @property
+    def parts(self) -> int:
+        """Evaluations per epoch of pre-training."""
+        counts = self.size_part.values() if isinstance(self.size_part, dict) else [self.size_part]
+        return max(counts, default=1)
 
     def save(self, path: Path) -> None:
         """Write every key as JSON; `--config` reads it back."""
@@ -291,53 +364,42 @@ class Config:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
+def check_limits(config: Config) -> None:
+    """Raise `UserError` for a number beyond `LIMITS`, and for a name that no file name may hold."""
+    for key, most in LIMITS.items():
+        if getattr(config, key) > most:
+            raise UserError(f"{key} {getattr(config, key)} is more than {most}: correct it.")
+    for key in ("task", "dataset"):
+        name = getattr(config, key)
+        if len(name) > 100 or "/" in name or "\\" in name or not name.isprintable():
+            raise UserError(
+                f"{key} {shown(name)[:40]!r} becomes a part of file names: choose up to 100 printable "
+                "characters without a slash."
+            )
+
+
 KEYS = tuple(f.name for f in dataclasses.fields(Config))
-
-
-def load_config(kind: str, arguments: Sequence[str] | None = None) -> Config:
-    """Read `--config FILE.json` and the `--key value` that follow it (default: the command line's).
-
-    `kind` is the `type` that the calling script runs. Raises `UserError` for an unknown key, a value of
-    the wrong type, range or choice, and a config of another type.
-    """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config", help="JSON file of any of the keys below")
-    parser.add_class_arguments(Config)
-    given = sys.argv[1:] if arguments is None else arguments
-    # torch.distributed.launch adds --local-rank; the environment variable LOCAL_RANK says the same
-    given = [a for a in given if not re.fullmatch(r"--local[-_]rank=\d+", a)]
-    try:
-        values = parser.parse_args(given)
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        unknown = re.search(r"Option '(\w+)' is not accepted|unrecognized arguments: --([^\s=]+)", str(error))
-        if unknown:
-            lookup(KEYS, unknown[1] or unknown[2], "config key")
-        raise UserError(f"config: {error}") from None
-    config = Config(**{key: values[key] for key in KEYS})
-    if config.type != kind:
-        raise UserError(f"this script runs configs of type {kind!r}; this one is of type {config.type!r}.")
-    return config
-
-
-def warn_of_unread(config: Config, keys: Iterable[str]) -> None:
-    """Say of these keys, which a script does not read, that what was set has no effect."""
-    default = Config(type=config.type)
-    changed = [key for key in keys if getattr(config, key) != getattr(default, key)]
-    if changed:
-        log.warning("without effect here: %s", ", ".join(f"{k} {getattr(config, k)}" for k in changed))
 
 
 # ------------------------------------------------------------------------------------------------- files
 
 
+TEMPORARY = ".violet-"  # within the names of files that are being written, and of no others
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` if nothing was raised, else it is removed."""
+    """Yield a path beside `path` to write to; it becomes `path` if nothing was raised, else it is removed.
+
+    Its name is `.NAME.violet-XXXXXXXX`. An `OSError` of writing names `path`, whichever call it came from.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{TEMPORARY}")
+        os.close(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -345,11 +407,189 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode keeps others from reading
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files of `atomic_path` in a folder; only a killed program leaves any."""
+    return [path for path in folder.glob(f".*{TEMPORARY}*") if path.is_file() and not path.is_symlink()]
+
+
+def hold(path: Path) -> IO[str] | None:
+    """The lock that a file stands for, held until the file is closed or the process ends.
+
+    None: another process holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: no worker inherits it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
+        log.debug("%s cannot be locked: %s", path, error)  # not all network file systems can
+    return file
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+# ------------------------------------------------------------------------- one line for whatever goes wrong
+
+EMPTY = "it is empty"
+DEEPEST = 100  # levels of lists and dicts within one another that a file of text may have
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+DISK += (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str, todo: str = "fetch or make it again") -> Iterator[None]:
+    """Whatever a reader raises inside becomes one line: the file, the reason, a remedy.
+
+    `what` says how the file was to be read ("JSON", "a checkpoint of tensors"). Raises `UserError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # readers of damaged files raise any kind
+        raise UserError(f"{path} cannot be read as {what}: {why(path, error)}; {todo}.") from error
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """A disk that is full, read-only or forbidden becomes one line. Raises `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = error.filename or what
+        raise UserError(f"{place}: {error.strerror}; make room, or name another place.") from error
+
+
+def why(path: str | Path, error: BaseException) -> str:
+    """The reason why a file cannot be read: by its content where that says more than the reader's error."""
+    return unsuitable(Path(path)) or words_of(error)
+
+
+def words_of(error: BaseException) -> str:
+    """The reason that an error gives, in one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"the text is not UTF-8 (byte {error.start})"
+    if isinstance(error, RecursionError):
+        return "lists or dicts are nested too deep, or contain themselves"
+    if isinstance(error, KeyError | IndexError | TypeError | AttributeError):
+        return "it is damaged, or of another form"
+    if isinstance(error, MemoryError):
+        return "more memory is claimed than there is"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return shown(first)[:300].rstrip(".;") or type(error).__name__
+
+
+def unsuitable(path: Path) -> str:
+    """Whether a path leads to no file, or to one that is something else altogether; empty if it does not."""
+    try:
+        kind, size = path.stat().st_mode, path.stat().st_size
+        if stat.S_ISDIR(kind):
+            return "it is a folder"
+        if not stat.S_ISREG(kind):
+            return "it is a pipe, a socket or a device, not a file"
+        if not size:
+            return EMPTY
+        with path.open("rb") as file:
+            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except FileNotFoundError:
+        return "it does not exist (No such file)"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    if re.match(rb"<(!doctype html|html|head|body|\?xml)", start, re.IGNORECASE):
+        return f"it is a web page ({size} bytes), which came instead of the file"
+    if start.startswith(b"version https://git-lfs.github.com"):
+        return "it is a git-lfs pointer: run `git lfs pull` where it came from"
+    return ""
+
+
+def read_json(path: Path, todo: str = "correct it, or make it again", most: int = 1 << 28) -> Any:
+    """The content of a JSON file in UTF-8, of `most` bytes at most. Raises `UserError`."""
+    with reading(path, "JSON", todo):
+        check_file(path, most)
+        return parse_json(path.read_bytes())
+
+
+def parse_json(text: bytes | str) -> Any:
+    """A JSON text in UTF-8; halves of surrogate pairs, which no UTF-8 text has, become U+FFFD.
+
+    Raises `ValueError`, for a number beyond 64 bits and for what is nested too deep as well.
+    """
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    try:
+        content = json.loads(text, parse_int=_whole)
+        return _without_halves(content) if re.search(r"\\u[dD][89a-fA-F]", text) else content
+    except RecursionError:
+        raise ValueError("lists or dicts are nested too deep") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 18 and not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError(f"the number {digits[:20]}... is beyond 64 bits")
+    return int(digits)
+
+
+def _without_halves(content: Any) -> Any:
+    if isinstance(content, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", content)
+    if isinstance(content, list):
+        return [_without_halves(item) for item in content]
+    if isinstance(content, dict):
+        return {_without_halves(key): _without_halves(item) for key, item in content.items()}
+    return content
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them may stand for gigabytes, and no corpus needs one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias, and what is nested too deep."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("lists or dicts are nested too deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_yaml(path: Path, todo: str = "correct it, see _data/README.md") -> Any:
+    """The content of a YAML file in UTF-8. Raises `UserError`."""
+    with reading(path, "YAML", todo):
+        check_file(path, most=1 << 18)
+        return yaml.load(path.read_bytes().decode("utf-8-sig"), _Yaml)
+
+
+def check_file(path: Path, most: int = 1 << 31) -> None:
+    """Raise `ValueError` if a path is no regular file, or has more bytes than such a file ever has."""
+    if (wrong := unsuitable(path)) and wrong != EMPTY:
+        raise ValueError(wrong)
+    if path.stat().st_size > most:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than the {most} of any such file")
+
+
+def shown(text: str) -> str:
+    """A text for the console: what would move its cursor or change its colours is written as an escape."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )

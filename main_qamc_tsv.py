@@ -13,21 +13,23 @@ In under a minute on a laptop, on data of your own and an encoder that knows not
         --vis_backbone_size demo --vis_backbone_init random --size_img 64 --size_batch 2 --max_steps 20
 """
 
-from dataset import Tokens
-from engine.processes import distributed
-from lib import load_config, warn_of_unread
-from tasks.qa.kinds import MultipleChoice
-from tasks.qa.model import UNREAD, ChoiceModel, run
-from tasks.qa.questions import question_loaders
-from weights.needs import check_needs
+from engine.arguments import load_config
+from lib import run_script
 
 
 def main() -> None:
     """One run: training with an evaluation after each epoch, or an evaluation alone."""
-    config = load_config("qamc")
+    config = load_config("main_qamc_tsv")
+    # imported late: a mistake in the command line is told at once
+    from dataset import Tokens
+    from engine.processes import distributed
+    from tasks.qa.kinds import MultipleChoice
+    from tasks.qa.model import ChoiceModel, run
+    from tasks.qa.questions import question_loaders
+    from weights.needs import check_needs
+
     with distributed(config) as world:
         check_needs(config, world)
-        warn_of_unread(config, (*UNREAD, "mask_pos", "enable_task_token"))
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         loaders = question_loaders(config, world, tokens, MultipleChoice)
         model = ChoiceModel.from_config(config)
@@ -35,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,21 +12,23 @@ encoder that knows nothing:
 
 import functools
 
-from agent import Agent
-from dataset import Tokens
-from engine.processes import distributed
-from lib import load_config, warn_of_unread
-from tasks.retrieval.captions import accuracy, describe, pair_loaders
-from tasks.retrieval.model import UNREAD, RetrievalModel
-from weights.needs import check_needs
+from engine.arguments import load_config
+from lib import run_script
 
 
 def main() -> None:
     """One run: training with an evaluation within batches after each epoch, or that alone."""
-    config = load_config("retrieval")
+    config = load_config("main_retrieval_tsv")
+    # imported late: a mistake in the command line is told at once
+    from agent import Agent
+    from dataset import Tokens
+    from engine.processes import distributed
+    from tasks.retrieval.captions import accuracy, describe, pair_loaders
+    from tasks.retrieval.model import RetrievalModel
+    from weights.needs import check_needs
+
     with distributed(config) as world:
         check_needs(config, world)
-        warn_of_unread(config, (*UNREAD, "multi_clip_testing"))
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
         loaders = pair_loaders(config, world, tokens)
         model = RetrievalModel.from_config(config, world)
@@ -37,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

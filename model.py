@@ -5,7 +5,7 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from mvm_targets import make_targets, name_heads
 from teachers.base import Teacher, make_teachers
 from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
 from weights.bert import bert_config, read_bert
-from weights.checkpoint import load_checkpoint
+from weights.checkpoint import Report, load_checkpoint
 
 MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in checkpoints
 
@@ -130,6 +130,8 @@ class Violet(nn.Module):
     `fusion` and `text` are the BERTs whose encoder and whose embeddings are used.
     """
 
+    extra_weights: tuple[str, ...] = ()  # parameters outside heads that the task reads
+
     def __init__(
         self,
         fusion: BertConfig,
@@ -206,7 +208,7 @@ class PretrainModel(Violet):
 
     @classmethod
     def from_config(cls, config: Config) -> "PretrainModel":
-        """Built as `config` says; its encoders have their published weights unless a checkpoint follows."""
+        """Built and started as `config` says."""
         model = cls(
             **encoder_arguments(config),
             tasks=config.pretrain_tasks,
@@ -217,8 +219,9 @@ class PretrainModel(Violet):
             mvm_weight=config.mvm_weight,
             mvm_on_images=config.mvm_on_images,
         )
-        if not config.path_ckpt:  # a checkpoint holds all that these would give
-            load_encoders(model, config)
+        used = {"vtm": ["fc"], "mlm": ["fc_mtm"], "mvm": list(model.mvm_heads)}
+        heads = [name for task in config.pretrain_tasks for name in used[task]]
+        start(model, config, heads, model.match_heads)
         return model
 
     def match_heads(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -380,27 +383,50 @@ def load_encoders(model: Violet, config: Config) -> None:
             head.load_state_dict(masked_lm.cls.state_dict())
 
 
-def start(model: Violet, config: Config, heads: Sequence[str]) -> None:
+def start(
+    model: Violet,
+    config: Config,
+    heads: Sequence[str],
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors,
+) -> None:
     """Give a task's model the checkpoint's weights, or else the encoders' published ones.
 
-    `reinit_head` then starts its heads anew, `freeze_violet` leaves them alone to be trained. Raises
-    `UserError` where a head that the checkpoint lacks would be evaluated untrained.
+    `reinit_head` then starts `heads` from random weights, `freeze_violet` trains nothing but heads. Raises
+    `UserError` where weights that the checkpoint lacks would be evaluated untrained. `adapt`: see
+    `load_checkpoint`.
     """
     fresh = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in heads}
     if config.path_ckpt:
-        report = load_checkpoint(model, config.path_ckpt)
-        lost = [name for name in heads if any(key.startswith(f"{name}.") for key in report.missing)]
-        if lost and not config.size_epoch:  # what it would say would be noise, and look like a result
-            raise UserError(
-                f"{config.path_ckpt} has no {', '.join(lost)}, and size_epoch 0 trains none: {config.task} "
-                "cannot be evaluated with it."
-            )
+        report = load_checkpoint(model, config.path_ckpt, adapt)
+        check_trained(report, config, [*heads, *model.extra_weights])
     else:
         load_encoders(model, config)
     if config.reinit_head:
         for name, state in fresh.items():
             model.get_submodule(name).load_state_dict(state)
-            log.info("reinit_head: %s starts anew", name)
+            log.info("reinit_head: %s starts from random weights", name)
     if config.freeze_violet:
         for part in (model.enc_img, model.enc_txt, model.trsfr):
             part.requires_grad_(False)
+
+
+def check_trained(report: Report, config: Config, needed: Sequence[str]) -> None:
+    """Weights that the model reads and the checkpoint lacks: an error in evaluation, else a warning.
+
+    `needed` are modules and parameters of the task; positions of `emb_len` and `emb_pos` are looked at too.
+    """
+    lost = [name for name in needed if any(f"{key}.".startswith(f"{name}.") for key in report.missing)]
+    frames = report.places.get("enc_img.emb_len", config.size_frame)
+    if config.size_frame > frames:
+        lost.append(f"emb_len for more than {frames} frames (size_frame {config.size_frame})")
+    patches = (config.size_img // config.size_patch) ** 2
+    if patches + 1 > report.places.get("enc_img.emb_pos", patches + 1):
+        lost.append(f"emb_pos for {patches} patches of a frame (size_img {config.size_img})")
+    if not lost:
+        return
+    lacking = f"{config.path_ckpt} has no {', no '.join(lost)}"
+    if not config.size_epoch:  # the scores would be noise, and look like a result
+        raise UserError(
+            f"{lacking}: {config.task} cannot be evaluated with it, and size_epoch 0 trains nothing."
+        )
+    log.warning("%s: trained from random weights", lacking)

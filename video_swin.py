@@ -275,10 +275,18 @@ class VideoSwin(nn.Module):
 
 
 def weights_path(size: str, init: str, kinetics: int) -> Path:
-    """Where the published weights of a size are looked for."""
+    """Where the published weights of a size are looked for; `UserError` if none were published."""
     if init == "2d":
         return Path(f"_snapshot/swin_{size}_patch4_window7_224_22k.pth")
-    data = "22k" if size in ("base", "large") else "1k"
+    kinetics = 600 if kinetics == -1 else kinetics
+    editions = {"tiny": (400,), "small": (400,), "base": (400, 600)}.get(size, ())
+    if kinetics not in editions:
+        there = f"there are some for --kinetics {editions[0]}" if editions else "there are none of that size"
+        raise UserError(
+            f"no Video Swin weights were published for vis_backbone_size {size} and kinetics {kinetics}: "
+            f"{there}. vis_backbone_path names a file of your own, vis_backbone_init random needs none."
+        )
+    data = "22k" if size == "base" else "1k"
     return Path(f"_snapshot/swin_{size}_patch244_window877_kinetics{kinetics}_{data}.pth")
 
 

@@ -15,7 +15,6 @@ wrote. In under a minute on a laptop, after `make demo`:
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,13 +27,14 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, load_config
+from lib import KEYS, Config, UserError, read_json, run_script
 from media.decoding import SAME, is_picture, to_rgb
 from media.frames import Linked, Transform, even_frames, normalise
 from media.kinds import as_arguments
 from media.tsv import BadRow
-from model import encoder_arguments, matching_head
+from model import check_trained, encoder_arguments, matching_head
 from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber
 from tasks.qa.model import TASK_ROWS, MaskModel
 from tasks.qa.texts import RULES, Ids, Text
@@ -260,6 +260,7 @@ def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretraine
     keys = read_tensors(file).keys()
     heads = [head for head in ("fc", "fc_mtm") if any(key.startswith(f"{head}.") for key in keys)]
     report = load_checkpoint(network, str(file))
+    check_trained(report, dataclasses.replace(settings, size_epoch=0), [])
     return Pretrained(network.to(choose_device(settings.device)).eval(), settings, heads, report)
 
 
@@ -272,11 +273,8 @@ def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any]
     path = given or next((p for p in (folder / "args.json", folder / "config.json") if p.is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no args.json: name the config, such as one of _args/.")
-    try:
-        content = json.loads(path.read_text())
-        kind = content.get("type", "pretrain")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a config ({error}).") from error
+    content = read_json(path, "name a config by --config", most=1 << 20)
+    kind = content.get("type", "pretrain") if isinstance(content, dict) else "pretrain"
     beside = {"txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
     own = {key: str(place) for key, place in beside.items() if place.is_dir()}
     if "txt_backbone" in own:
@@ -312,4 +310,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

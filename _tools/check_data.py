@@ -24,7 +24,8 @@ from torch import Tensor
 import root  # noqa: F401
 from _tools.convert.checks import Report, Sample, check_downstream, check_pretrain
 from dataset import Tokens
-from lib import Config, UserError, atomic_path, load_config, log
+from engine.arguments import load_config
+from lib import Config, UserError, atomic_path, log, run_script
 
 SIDE = 128  # pixels of a frame on the contact sheet, its longer side
 TEXT = 40  # pixels of the text below frames
@@ -128,4 +129,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

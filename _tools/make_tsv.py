@@ -18,12 +18,14 @@ on where it was, to the same bytes.
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import pickle
-import shutil
+import re
 import signal
 import sys
 import threading
@@ -40,11 +42,12 @@ from tqdm import tqdm
 import root  # noqa: F401
 from _tools.convert.clips import Item, Row, Sampling, make_row
 from _tools.convert.sources import read_items
-from lib import UserError
+from lib import UserError, writing
 from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
 TIMEOUT = 600.0  # seconds that an item may take
+TEMPORARY = ".violet-"  # as in lib.py
 COMPLETE = "complete"  # a file in the growing folder that says that all others there are whole
 
 Settings = dict[str, Any]
@@ -175,6 +178,9 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     """Whether the files are there, made with these settings; files made otherwise are an error."""
     rows, manifest = layout.place(part, layout.rows(0)), layout.place(part, "manifest.jsonl")
     before = first_line(manifest)
+    others = [layout.place(part, name) for name in ("yaml", layout.captions(0), "linelist.tsv")]
+    if taken := [path for path in others if path.exists() and not manifest.exists()]:
+        raise UserError(f"{taken[0]}: another program's; give another --name or --overwrite")
     if rows.exists() and before != settings:
         raise UserError(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
@@ -184,7 +190,6 @@ def write_rows(
     part: Path, items: list[Item], sampling: Sampling, layout: Layout, workers: int, settings: Settings
 ) -> list[Done]:
     """Write the rows of the items that no earlier run has done, and a line of the journal after each item."""
-    part.mkdir(parents=True, exist_ok=True)
     done = resume(part, layout, settings)
     left = items[len(done) :]
     shard = done[-1].shard if done else 0
@@ -211,16 +216,18 @@ def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
     journal = part / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     lines = [line for line in lines if line.endswith(b"\n")]
-    if not lines or (before := json.loads(lines[0])) != settings:
+    if not lines or first_line(journal) != settings:
         if lines:
-            print(f"{part}: begun with {before}, not {settings}; starting over")
-        shutil.rmtree(part)
-        part.mkdir()
+            print(f"{part}: begun with {first_line(journal)}, not {settings}; starting over")
+        discard(part)
         journal.write_text(json.dumps(settings) + "\n")
         return []
     done: list[Done] = []
     for line in lines[1:]:
-        entry = Done(**json.loads(line))
+        try:
+            entry = Done(**json.loads(line))
+        except (ValueError, TypeError):  # a damaged line: what follows is done again
+            break
         rows = part / layout.rows(entry.shard)
         if not rows.exists() or rows.stat().st_size < entry.end:
             break
@@ -234,6 +241,20 @@ def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
     return done
 
 
+def discard(part: Path) -> None:
+    """Empty the growing folder; one that holds anything else is an error, and stays."""
+    ours = re.compile(
+        r"(img|caption)(\.\d+)?\.(tsv|lineidx|id2lineidx\.pkl)|linelist\.tsv|failures\.tsv|yaml"
+    )
+    names = {"journal.jsonl", "manifest.jsonl", COMPLETE}
+    for path in list(part.iterdir()):
+        known = path.name in names or ours.fullmatch(path.name) or TEMPORARY in path.name
+        if not known or not path.is_file():
+            raise UserError(f"{path} is not of this program: move it, or give another --name.")
+    for path in list(part.iterdir()):
+        path.unlink()
+
+
 def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> None:
     """Write what goes with the rows, then move all of it to its place."""
     texts = {"failures.tsv": [f"{d.id}\t{d.source}\t{d.failure}\n" for d in done if d.failure]}
@@ -242,7 +263,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
     if not made:
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
-        shutil.rmtree(part)
+        discard(part)
         raise UserError(f"nothing written: not one row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
@@ -300,7 +321,7 @@ def move(part: Path, layout: Layout) -> None:
     for path in sorted(part.iterdir()):
         if path.name != COMPLETE and not path.name.startswith("."):  # what a kill left unfinished
             path.replace(layout.place(part, path.name))
-    shutil.rmtree(part)
+    discard(part)
 
 
 def is_complete(part: Path, settings: Settings, layout: Layout) -> bool:
@@ -317,6 +338,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the files; exits with 1 when there is not one row."""
     args = parse_arguments(arguments)
     layout = Layout(args.frames_only, round(args.shard_gb * 1e9))
+    if not args.name.isprintable() or Path(args.name).name != args.name or len(args.name) > 100:
+        raise UserError(f"--name {args.name[:40]!r}: up to 100 printable characters without a slash.")
     part = args.output / f"{args.name}.part"
     sampling = Sampling(
         frames=args.frames or (None if args.fps else 32),
@@ -334,6 +357,34 @@ def main(arguments: list[str] | None = None) -> None:
     items = read_items(args.source, args.captions, not args.frames_only, args.frame_folders, window)
     if not items:
         raise UserError(f"{args.source}: no video, image or row in it; check the path")
+    with growing(part):
+        make(args, items, sampling, layout)
+
+
+@contextlib.contextmanager
+def growing(part: Path) -> Iterator[None]:
+    """Inside, files of this name are written by this process alone; a full disk ends in one line."""
+    with writing(str(part)):
+        part.mkdir(parents=True, exist_ok=True)
+        folder = os.open(part, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{part}: another process is making files of this name; wait for its end."
+                ) from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # of an interrupted run, which goes on
+                part.rmdir()
+            os.close(folder)
+
+
+def make(args: argparse.Namespace, items: list[Item], sampling: Sampling, layout: Layout) -> None:
+    """Make the files, or what an earlier run has not made of them."""
+    part = args.output / f"{args.name}.part"
     settings = settings_of(items, sampling, layout)
     if is_complete(part, settings, layout):
         move(part, layout)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import make_tsv
 import root  # noqa: F401
+from lib import run_script
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -63,4 +64,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import root  # noqa: F401
-from lib import UserError
+from lib import UserError, run_script
 
 CLOCK = ("step", "epoch", "samples_per_second", "data_wait", "memory_gib", "teacher_seconds")
 Row = dict[str, float]
@@ -92,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

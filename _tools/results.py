@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import root  # noqa: F401
-from lib import UserError, atomic_path
+from lib import UserError, atomic_path, run_script
 
 BEST = Path(__file__).resolve().parents[1] / "_args" / "_best"
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -113,4 +113,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -33,8 +33,9 @@ import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from _tools.convert.sources import find_files
 from dataset import Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config
+from lib import Config, UserError, atomic_path, parse_json, run_script, shown, writing
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from media.kinds import as_arguments, printable
 from media.tsv import BadRow, Videos
@@ -120,7 +121,7 @@ def load_features(source: Source, made_by: str) -> Features:
             about = file.metadata() or {}
             if about.get("made_by") != made_by:
                 return {}
-            stamps = json.loads(about["stamps"])
+            stamps = parse_json(about["stamps"])
             fitting = [name for name, stamp in stamps.items() if source.stamps.get(name) == stamp]
             return {name: file.get_tensor(name) for name in fitting}
     except (OSError, SafetensorError, KeyError, ValueError):
@@ -221,6 +222,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Encode what is new, search, tell."""
     options, keys = parse(arguments)
+    with writing(str(options.html or options.videos)):
+        run(options, keys)
+
+
+def run(options: argparse.Namespace, keys: list[str]) -> None:
+    """One search of each text."""
     checkpoint = checkpoint_in(Path(options.checkpoint))
     beside = checkpoint.parent / "args.json"
     config = load_config("retrieval", ["--config", options.config or str(beside), *keys])
@@ -234,11 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
     for text, best in zip(options.text, found, strict=True):
         print(f"\n{text}")
         for place, (name, score) in enumerate(best, 1):
-            print(f"{place:3}  {score:8.3f}  {name}")
+            print(f"{place:3}  {score:8.3f}  {shown(name)}")
     if options.html:
         page(options.html, source, options.text, found)
         print(f"\n{options.html}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

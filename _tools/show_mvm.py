@@ -28,8 +28,9 @@ import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from agent import seeded, to_device
 from dataset import PretrainCorpus, Tokens
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config
+from lib import Config, UserError, atomic_path, run_script
 from masking import mask_batch
 from media.frames import Transform, decode_frame
 from media.kinds import file_id
@@ -262,4 +263,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,7 +14,6 @@ Each takes seconds on a laptop.
 
 import argparse
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,9 @@ from torch import Tensor, equal
 
 import root  # noqa: F401
 from _tools.convert.download import Wanted, fetch, sha256_of
-from engine.resume import damage, write_tensors
-from lib import Config, UserError, atomic_path, load_config, lookup
+from engine.arguments import load_config
+from engine.resume import write_tensors
+from lib import Config, UserError, atomic_path, lookup, read_json, run_script, writing
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored
@@ -74,7 +74,8 @@ def check(options: argparse.Namespace) -> None:
 
 def read_args(path: Path) -> Config:
     """A config of whichever type it says it is."""
-    kind = json.loads(path.read_text()).get("type", "pretrain")
+    content = read_json(path, most=1 << 20)
+    kind = content.get("type", "pretrain") if isinstance(content, dict) else ""
     return load_config(kind, ["--config", str(path)])
 
 
@@ -91,10 +92,6 @@ def fault(path: Path) -> str:
 
 def unreadable(path: Path, name: str) -> str:
     """Why a file that is to be called `name` cannot be read as weights; its checksums are checked too."""
-    with path.open("rb") as file:
-        archive = file.read(4) == b"PK\x03\x04"
-    if archive and (wrong := damage(path)):
-        return f"it {wrong}"
     try:
         if name.endswith(".pkl"):
             load_dalle(path)
@@ -219,8 +216,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
     options = parse(arguments)
-    options.run(options)
+    with writing(str(getattr(options, "output", getattr(options, "folder", "")))):
+        options.run(options)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,7 +25,7 @@ from bench.train_step import make_batch
 from engine.memory import prepare_memory
 from engine.parallel import wrap
 from engine.processes import distributed
-from lib import Config
+from lib import Config, run_script
 from model import PretrainModel
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,6 +15,7 @@ from skimage.feature import hog
 from torch.nn import functional as F
 
 from engine.processes import choose_device
+from lib import run_script
 from teachers.hog import hog_picture
 
 
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bench.measure import clock
+from lib import run_script
 from media.decoding import read_frames
 from media.frames import Transform, read_clip, row_frames
 from media.tsv import Tsv
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

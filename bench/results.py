@@ -33,7 +33,7 @@ from bench.train_step import make_batch
 from engine.memory import peak_memory, prepare_memory
 from engine.parallel import AMP
 from engine.processes import choose_device
-from lib import Config
+from lib import Config, run_script
 from media.frames import Transform, normalise, read_clip
 from model import PretrainModel
 from mvm_targets import TARGETS, make_targets
@@ -388,4 +388,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

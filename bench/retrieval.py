@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel
 from bench.measure import matrix_rate
 from engine.memory import peak_memory
 from engine.processes import choose_device
+from lib import run_script
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from video_swin import SIZES
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import BertTokenizerFast
 
 import main_pretrain_yaml
+from lib import run_script
 from tests.conftest import WORDS, tiny_bert, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,6 +20,7 @@ from bench.measure import flops, matrix_rate
 from engine.memory import peak_memory, prepare_memory
 from engine.parallel import AMP
 from engine.processes import choose_device
+from lib import run_script
 from masking import mask_batch
 from model import PretrainModel
 from video_swin import SIZES
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from demo.world import BEHAVIOURS, COLOURS, OUTLINES
 from engine.processes import choose_device, seed_everything
 from engine.schedule import warmup_linear
-from lib import UserError, atomic_path
+from lib import UserError, atomic_path, run_script
 from media.frames import Transform, decode_frame, even_frames, normalise, random_frames
 from media.tsv import Tsv
 from video_swin import SIZES, VideoSwin
@@ -222,4 +222,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

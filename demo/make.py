@@ -36,7 +36,7 @@ import cv2
 from tqdm import tqdm
 
 from demo.world import FRAMES, SETS, TEXTURES, Object, Scene, choose_scenes, render
-from lib import atomic_path
+from lib import atomic_path, run_script
 
 WORLD_VERSION = 4  # raise it when a change alters pictures or captions: finished sets are then drawn again
 FRAMES_PER_SECOND = 8
@@ -285,4 +285,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,7 +24,7 @@ from typing import Any
 
 from demo.make import COLOUR_WORDS, SHAPE_WORDS
 from demo.world import BEHAVIOURS, CAPTIONED_SETS, MOVES, Object, Scene, load_scenes
-from lib import UserError, atomic_path
+from lib import UserError, atomic_path, run_script
 
 OPTIONS = 5
 NUMBERS = ("zero", "one", "two", "three")
@@ -203,4 +203,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

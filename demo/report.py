@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from lib import UserError
+from lib import UserError, run_script
 from media.frames import Frames, row_frames
 from media.tsv import BadRow, Videos
 from tasks.retrieval.pages import best_and_worst, picture, query, strip, write_page
@@ -354,4 +354,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

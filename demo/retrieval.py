@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from demo.world import CAPTIONED_SETS
-from lib import UserError, atomic_path
+from lib import UserError, atomic_path, run_script
 
 
 def pairs_of(path: Path) -> list[dict[str, str]]:
@@ -45,4 +45,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,7 +26,7 @@ from typing import Any
 from demo import report as demo_report
 from demo.scores import pretraining_table, question_chances, task_table
 from demo.stages import Failed, Job, Stage, cores, run_all
-from lib import atomic_path
+from lib import atomic_path, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"
@@ -283,4 +283,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,8 +15,9 @@ import torch
 
 from agent import sample_seeds, to_device
 from dataset import Tokens, pretrain_loader
+from engine.arguments import load_config
 from engine.processes import World
-from lib import Config, atomic_path, load_config
+from lib import Config, atomic_path, run_script
 from masking import NEGATIVES, mask_batch
 from mvm_targets import make_targets
 from teachers.base import make_teachers
@@ -126,4 +127,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -118,10 +118,10 @@ def joined(model: nn.Module) -> Iterator[None]:
 
 
 def clip(model: nn.Module, most: float) -> Tensor:
-    """Clip the gradients of all processes to the norm `most` (0: not at all); returns the norm before."""
+    """Clip the gradients of all processes to the norm `most` (0 or less: not at all); the norm before."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if most:
+    if most > 0:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from engine.memory import prepare_memory
-from lib import Config, UserError, log
+from lib import Config, UserError, log, shown, writing
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def distributed(config: Config) -> Iterator[World]:
 
     NCCL on CUDA devices, gloo on CPUs: the backend that torch names for the device.
     """
+    join_mpi()
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
@@ -93,7 +94,8 @@ def distributed(config: Config) -> Iterator[World]:
     start_log(world)
     seed_everything(config.seed + rank)  # Deviation 8: published, every rank draws the same numbers
     try:
-        yield world
+        with writing("a file of this run"):
+            yield world
         log.info("finished in %s", datetime.timedelta(seconds=round(time.monotonic() - begun)))
     except BaseException as error:
         asked = isinstance(error, SystemExit | KeyboardInterrupt)  # a traceback would say nothing
@@ -102,6 +104,31 @@ def distributed(config: Config) -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+OPENMPI += ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+
+def join_mpi() -> None:
+    """Take the place that mpirun gives this process, where no launcher of torch has given one.
+
+    Without MASTER_ADDR all processes must be on one machine; else `UserError`.
+    """
+    given = next((names for names in (OPENMPI, MPICH) if all(name in os.environ for name in names)), None)
+    if "WORLD_SIZE" in os.environ or given is None:
+        return
+    rank, size, local_rank, local_size = (os.environ[name] for name in given)
+    if "MASTER_ADDR" not in os.environ and size != local_size:
+        raise UserError(
+            f"mpirun has started {size} processes, {local_size} of them here: set MASTER_ADDR to the machine "
+            "of rank 0, and MASTER_PORT to a free port there (mpirun -x MASTER_ADDR=... -x MASTER_PORT=...)."
+        )
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_size}
+    os.environ.update(place)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
 
 
 def meet(store: dist.Store, rank: int, size: int) -> str:
@@ -152,13 +179,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Printable(logging.Formatter):
+    """Lines in which ids, names and paths of files cannot move the cursor or change colours of a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as text."""
+        return shown(super().format(record))
+
+
 def start_log(world: World, folder: Path | None = None) -> None:
     """Log to the console (main process: everything; others: warnings) and, per process, to a file.
 
     What is logged before there is a folder is kept, and the file begins with it.
     """
     name = f"[{world.rank}] " if world.size > 1 else ""
-    layout = logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
+    layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
     console = logging.StreamHandler()
     console.setLevel(logging.INFO if world.is_main else logging.WARNING)
     console.setFormatter(layout)

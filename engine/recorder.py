@@ -105,7 +105,8 @@ class Recorder:
         if not self.world.is_main:
             return
         for file, size in state.get("sizes", {}).items():
-            cut(self.folder / file, size)
+            if file in self.files:
+                cut(self.folder / file, size)
         self.board = Board(self.folder, purge_step=step + 1 if state else None)
         if self.logger == "wandb":
             self.wandb = start_wandb(self.folder, config)
@@ -240,8 +241,8 @@ def append(path: Path, line: str) -> None:
 
 
 def cut(path: Path, size: int) -> None:
-    """Shorten a file of lines to `size` bytes, and to whole lines."""
-    if not path.exists() or path.stat().st_size <= size:
+    """Shorten a file of lines to `size` bytes; a link is not followed."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size <= size:
         return
     os.truncate(path, size)
 

@@ -8,8 +8,6 @@ that it does not depend on how processes share the work. It is a zip file, whose
 import logging
 import os
 import random
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,10 +22,29 @@ from torch.optim import Optimizer
 
 from engine.processes import World
 from engine.runs import BEFORE, STATE
-from lib import UserError, atomic_path, log
-from weights.tensor_files import UNREADABLE, load_data, reason
+from lib import UserError, atomic_path, log, reading, why
+from weights.tensor_files import load_data
 
 State = dict[str, Any]
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter
+PARTS = {  # of a training state, and what each is
+    "model": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "random": list,
+    "progress": dict,
+    "recorder": dict,
+    "config": dict,
+}
+PROGRESS = {
+    "step": int,
+    "total": int,
+    "epoch": int,
+    "batches": int,
+    "due": bool,
+    "figures": dict,
+    "kept": dict,
+}
 
 
 # ----------------------------------------------------------------------------------- in and out of memory
@@ -57,24 +74,65 @@ def optimizer_state(optimizer: Optimizer, keep: bool) -> State:
 
 
 def load_model(model: nn.Module, state: State) -> None:
-    """Copy whole tensors into a model, in shards where its own are."""
+    """Copy whole tensors into a model, in shards where its own are. Raises `ValueError` for other shapes."""
     own = model.state_dict()
+    if state.keys() != own.keys():
+        raise ValueError(f"its model has other tensors: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
+    for name, tensor in state.items():
+        check_tensor(f"the model's {name}", tensor, own[name])
     model.load_state_dict({name: like(tensor, own[name]) for name, tensor in state.items()})
 
 
 def load_optimizer(optimizer: Optimizer, state: State) -> None:
-    """Copy a whole state into an optimiser; peaks and decays stay those that it has."""
-    chosen = [{key: group[key] for key in ("peak", "weight_decay")} for group in optimizer.param_groups]
+    """Copy a whole state of AdamW into an optimiser; the options of its groups stay those that it has.
+
+    Raises `ValueError` where the state is not of these parameters: the fused kernel trusts every shape.
+    """
+    chosen = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        number: {
-            name: like(value, parameters[number]) if value.dim() else value for name, value in entry.items()
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group["params"]) for group in state["param_groups"]] != counts:
+        raise ValueError(f"its optimiser has not the groups of {counts} parameters that the model has")
+    moments = {}
+    for number, entry in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or entry.keys() != MOMENTS:
+            raise ValueError("its optimiser's state is not that of AdamW for these parameters")
+        own = parameters[number]
+        for name in ("exp_avg", "exp_avg_sq"):
+            check_tensor(f"the optimiser's {name} of parameter {number}", entry[name], own)
+        if (
+            not isinstance(entry["step"], Tensor)
+            or entry["step"].dim()
+            or entry["step"].dtype != torch.float32
+        ):
+            raise ValueError(f"the optimiser's step of parameter {number} is no number")
+        moments[number] = {
+            "step": entry["step"].clone(),
+            **{name: like(copied(entry[name], own), own) for name in ("exp_avg", "exp_avg_sq")},
         }
-        for number, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": moments})
+    numbers = iter(range(len(parameters)))
+    groups = [
+        {**values, "params": [next(numbers) for _ in range(count)]}
+        for values, count in zip(chosen, counts, strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for group, values in zip(optimizer.param_groups, chosen, strict=True):
         group.update(values)
+
+
+def check_tensor(name: str, tensor: Any, own: Tensor) -> None:
+    """Raise `ValueError` if a file's tensor is not of the shape and type that this run's own has."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is no tensor")
+    if tensor.shape != own.shape or tensor.dtype != own.dtype:
+        had, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, own))
+        raise ValueError(f"{name} is {had}, not {wanted}")
+
+
+def copied(tensor: Tensor, own: Tensor) -> Tensor:
+    """A file's tensor in memory, in the order in which `own` lies there."""
+    whole_own = own.full_tensor() if isinstance(own, DTensor) else own
+    return torch.empty_like(whole_own, device="cpu", requires_grad=False).copy_(tensor)
 
 
 def like(tensor: Tensor, own: Tensor) -> Tensor:
@@ -95,9 +153,11 @@ def random_states(device: torch.device) -> State:
 
 
 def load_random_states(states: State, device: torch.device) -> None:
-    """The reverse of `random_states`."""
+    """The reverse of `random_states`; raises `ValueError` and others for states that no generator has."""
     random.setstate(states["python"])
     numpy = states["numpy"]
+    if len(numpy["state"]["key"]) != 624 or not 0 <= numpy["state"]["pos"] <= 624:  # NumPy trusts them
+        raise ValueError("the random state of NumPy is none")
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
     torch.set_rng_state(states["torch"])
@@ -168,21 +228,58 @@ def read_state(folder: Path, world: World) -> State:
         if not wrong:
             chosen = path
             break
-        log.warning("%s %s: the state before it is used", path, wrong)
+        log.warning("%s: %s: the state before it is used", path, wrong)
     chosen = world.gather(chosen)[0]
     if chosen is None:
         raise UserError(f"{folder} holds no whole training state: start anew, or from a checkpoint in it.")
-    return torch.load(chosen, map_location="cpu", weights_only=True)
+    with reading(chosen, "a training state", AGAIN):
+        state = load_data(chosen)
+        check_state(state)
+    return state
+
+
+AGAIN = "start anew; --path_ckpt takes its weights alone"
+
+
+def check_state(state: Any) -> None:
+    """Raise `ValueError` where a part of a training state is missing or of another type."""
+    state = state if isinstance(state, dict) else {}
+    for part, kind in PARTS.items():
+        if type(state.get(part)) is not kind:
+            raise ValueError(f"its part {part!r} is missing or no {kind.__name__}")
+    for name, kind in PROGRESS.items():
+        value = state["progress"].get(name)
+        if type(value) is not kind or (kind is int and not 0 <= value < 1 << 53):
+            raise ValueError(f"how far the run was ({name!r}) is missing or no {kind.__name__}")
+    for name in ("figures", "kept"):
+        if not all(type(k) is str and type(v) in (int, float) for k, v in state["progress"][name].items()):
+            raise ValueError(f"its {name} are no numbers")
+    if not all(isinstance(states, dict) for states in state["random"]):
+        raise ValueError("its random states are none")
+    check_recorded(state["recorder"])
+
+
+def check_recorded(recorded: dict[str, Any]) -> None:
+    """Raise `ValueError` for what no `Recorder.state` gives."""
+    names, window = recorded.get("names"), recorded.get("window")
+    shape = list(window.shape[1:]) if isinstance(window, Tensor) and window.dim() == 3 else None
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise ValueError("the names of its figures are none")
+    if shape != [len(names), 2] and (window or names):
+        raise ValueError("its figures are none")
+    rates, sizes = recorded.get("rates"), recorded.get("sizes")
+    if not isinstance(rates, dict) or not all(type(v) in (int, float) for v in rates.values()):
+        raise ValueError("its learning rates are none")
+    if not isinstance(sizes, dict) or not all(type(v) is int and v >= 0 for v in sizes.values()):
+        raise ValueError("the sizes of its files are none")
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file of `torch.save`; empty if it is whole."""
+    """What is wrong with a file of `torch.save`, by its checksums too; empty if it is whole."""
     if not path.is_file():
         return "is not there"
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        load_data(path)  # whose reader looks at what no checksum covers
-    except (*UNREADABLE, zlib.error) as error:
-        return f"is cut off or damaged ({reason(error)})"
-    return f"is damaged (the checksum of {bad} is another)" if bad else ""
+        load_data(path)
+    except Exception as error:  # a damaged file may raise anything
+        return f"cannot be read: {why(path, error)}"
+    return ""

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -17,7 +15,8 @@ from typing import IO, Any
 import torch
 
 from engine.processes import World, start_log
-from lib import KEYS, Config, UserError, log
+from lib import KEYS, Config, UserError, leftovers, log, read_json
+from lib import hold as hold_file
 
 STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
 FINISHED = "finished.json"  # the last figures of a run that has come to its end
@@ -33,7 +32,7 @@ FREE: tuple[str, ...] = (
     "device",
 )
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
-FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every")
+FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,14 @@ def open_run(config: Config, world: World) -> Run:
     start_log(world, found)
     describe_machine(world)
     log.info("going on with %s", found)
-    if world.is_main:
-        (found / FINISHED).unlink(missing_ok=True)
-        for left in found.glob(".*.*"):  # what was being written when the run was killed
-            left.unlink()
     return Run(found, resumed=True, lock=lock)
+
+
+def reopen(folder: Path) -> None:
+    """Of a run whose state has been read: it is unfinished again, and what was half written goes."""
+    (folder / FINISHED).unlink(missing_ok=True)
+    for left in leftovers(folder):
+        left.unlink()
 
 
 def make_run_folder(config: Config, world: World) -> Path:
@@ -167,8 +169,10 @@ def has_state(folder: Path) -> bool:
 def differences(config: Config, folder: Path) -> list[str]:
     """Each key whose value in a run's `args.json` is another, with that value; `FREE` keys may differ."""
     try:
-        stored: dict[str, Any] = json.loads((folder / "args.json").read_text())
-    except (OSError, ValueError) as error:
+        stored: dict[str, Any] = read_json(folder / "args.json", most=1 << 20)
+        if not isinstance(stored, dict):
+            raise UserError("it is no JSON object")
+    except UserError as error:
         return [f"no args.json that can be read ({error})"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))
     usual = json.loads(json.dumps(dataclasses.asdict(Config(type=config.type))))
@@ -178,12 +182,4 @@ def differences(config: Config, folder: Path) -> list[str]:
 
 def hold(folder: Path) -> IO[str] | None:
     """A run's lock, held until it is closed or the process ends; None: another process has it."""
-    file = (folder / "lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: no worker inherits it
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            return None
-        log.debug("%s cannot be locked: %s", folder, error)  # not all network file systems can
-    return file
+    return hold_file(folder / "lock")

@@ -11,6 +11,11 @@ from types import FrameType
 from lib import log
 
 OBEYED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE = 10.0  # seconds that a batch may take to come after a signal: schedulers kill after 30
+
+
+class Stalled(BaseException):
+    """A process that is to stop waits for data that do not come. Readers of damaged files do not catch it."""
 
 
 class Stop:
@@ -21,6 +26,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signalled = False
+        self.is_waiting = False  # for data
         self.interrupted = 0.0  # when Ctrl-C was pressed first
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
@@ -48,6 +54,26 @@ class Stop:
             self.interrupted = now
         again = " (once more stops at once)" if number == signal.SIGINT else ""
         self.ask(signal.Signals(number).name + again)
+        if self.is_waiting:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, data are waited for: `Stalled` is raised where none come long after a signal."""
+        self.is_waiting = True
+        try:
+            if self.signalled:
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            yield
+        finally:
+            self.is_waiting = False
+            if self.signalled:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def expire(self, number: int, frame: FrameType | None) -> None:
+        """End the waiting for data."""
+        if self.is_waiting:
+            raise Stalled
 
 
 @contextlib.contextmanager
@@ -55,6 +81,7 @@ def obeyed() -> Iterator[Stop]:
     """The signals are taken note of inside, and have their former effect afterwards."""
     stop = Stop()
     before = {number: signal.signal(number, stop.receive) for number in OBEYED}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop.expire)
     try:
         yield stop
     finally:

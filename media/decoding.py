@@ -19,6 +19,7 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from lib import unsuitable
 from media.kinds import PICTURES, explain, fault_of, kind_of
 
 SAME = 1e-4  # seconds within which two times are one
@@ -27,6 +28,14 @@ SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders 
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
+# a path is never an address; playlists, scripts and session descriptions, which name other files, are no videos
+FILES_ALONE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,ogg,rm,mpeg,mpegts,mpegvideo,h261,"
+    "h263,h264,hevc,vvc,m4v,av1,obu,ivf,vc1,vc1test,dirac,cavsvideo,dv,mxf,nut,nuv,nsv,wtv,swf,mjpeg,"
+    "yuv4mpegpipe,gif,apng,webp,flic,roq,smk,bink,wc3movie,film_cpk,dnxhd,"
+    "gif_pipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe",
+}
 ANIMATED = frozenset(["AVIF", "PNG", "WEBP"])  # formats of pictures whose further images are frames
 
 
@@ -122,7 +131,9 @@ def in_words(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its main video stream, decoded by one thread: other processes use the other cores."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    if wrong := unsuitable(path):
+        raise ValueError(wrong)
+    with av.open(f"file:{path}", metadata_errors="replace", options=FILES_ALONE) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError(fault_of(path) or "no video stream in it")
@@ -335,6 +346,8 @@ def stated_length(path: Path) -> float:
 def picture_frames(path: Path) -> Iterator[Frame]:
     """The frames of a picture, one unless it is animated; turned as its EXIF says."""
     time = 0.0
+    if wrong := unsuitable(path):
+        raise ValueError(wrong)
     with Image.open(path) as image:
         for number in range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1):
             image.seek(number)

@@ -7,7 +7,6 @@ travels as bytes, a quarter of what floats take, and is normalised where it is c
 
 import base64
 import binascii
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image
 
+from lib import parse_json
 from media.decoding import Frame, frames_at, resize, stated_times
 from media.tsv import BadRow
 
@@ -36,6 +36,7 @@ REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+RATIO = 32  # of a frame's sides: no video has more
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 CENTRE = np.array([0.5, 0.5])  # shares of the way down and right
@@ -141,7 +142,7 @@ class Linked:
         self.path, self.size = path, size
         try:
             if times is not None:
-                self.times = [float(time) for time in json.loads(times)]
+                self.times = [float(time) for time in parse_json(times)]
             else:
                 self.times = stated_times(path)
         except Exception as error:  # decoders raise many kinds
@@ -223,6 +224,21 @@ def normalise(frames: Tensor) -> Tensor:
     return frames.float().sub_(255 * MEAN.to(frames.device)).div_(255 * STD.to(frames.device))
 
 
+def within_ratio(frame: Tensor, place: np.ndarray) -> Tensor:
+    """A frame whose longer side is more than `RATIO` times its shorter one, cut at `place` to that ratio.
+
+    Resized as a whole, a picture of 65,500 x 1 pixels would take gigabytes.
+    """
+    height, width = frame.shape[1:]
+    longest = RATIO * min(height, width)
+    if max(height, width) <= longest:
+        return frame
+    top, left = (
+        round(share * max(0, side - longest)) for share, side in zip(place, (height, width), strict=True)
+    )
+    return frame[:, top : top + longest, left : left + longest]
+
+
 class Transform:
     """Frames of any size -> squares, as `img_transform` names it.
 
@@ -257,6 +273,7 @@ class Transform:
 
     def crop(self, frame: Tensor, place: np.ndarray) -> Tensor:
         """Shorter side to `size`, then the square at `place`: shares (0 to 1) of the way down and right."""
+        frame = within_ratio(frame, place)
         height, width = frame.shape[1:]
         short = min(height, width)
         height, width = self.size * height // short, self.size * width // short
@@ -268,6 +285,7 @@ class Transform:
 
     def pad_resize(self, frame: Tensor) -> Tensor:
         """Black bars to a square, then that square to `size`."""
+        frame = within_ratio(frame, np.array([0.5, 0.5]))
         height, width = frame.shape[1:]
         side = max(height, width)
         left, top = (side - width) // 2, (side - height) // 2

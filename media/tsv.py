@@ -1,14 +1,15 @@
 """Rows of TSV files by memory map: by number (`NAME.lineidx`), or by video id (`NAME.id2lineidx.pkl`)."""
 
-import io
 import mmap
 import pickle
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib import UserError, atomic_path, log
+from lib import UserError, atomic_path, check_file, log, reading, shown
+from media.pickles import Foreign, Machine
 
 
 class BadRow(Exception):
@@ -24,8 +25,7 @@ class Tsv:
 
     def __init__(self, path: str | Path, offsets: np.ndarray | None = None) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"{self.path} does not exist; _data/README.md says how data is prepared.")
+        check_tsv(self.path)
         self.size = self.path.stat().st_size
         self.offsets = read_lineidx(self.path) if offsets is None else offsets
         self._map: mmap.mmap | None = None
@@ -73,19 +73,51 @@ def lineidx_path(tsv: Path) -> Path:
     return tsv.with_suffix(".lineidx")
 
 
+def check_tsv(path: Path) -> None:
+    """Raise `UserError` for a path that is no file."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; _data/README.md says how data is prepared.")
+    with reading(path, "a TSV", "see _data/README.md"):
+        check_file(path, most=1 << 60)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a TSV of ours: its first row is an id, a TAB and a field.
+
+    Nothing is written beside any other file, whatever a YAML names.
+    """
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    name, tab, _ = start.split(b"\n", 1)[0].partition(b"\t")
+    return bool(name and tab and b"\0" not in start)
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """The whole numbers of a text file, int64; raises `ValueError` for anything else, and beyond 64 bits."""
+    content = path.read_bytes()
+    if wrong := re.search(rb"[^0-9\s]", content):
+        raise ValueError(f"byte {wrong.start()} is neither a digit nor a space")
+    if long := re.search(rb"[0-9]{19}", content):
+        raise ValueError(f"the number at byte {long.start()} is beyond 64 bits")
+    return np.array(content.split(), dtype=np.int64)
+
+
 def read_lineidx(tsv: Path) -> np.ndarray:
     """Byte offset of each row, int64; the index is written first where there is none."""
     index = lineidx_path(tsv)
     if not index.exists():
         try:
-            write_lineidx(tsv)
+            if is_ours(tsv):
+                write_lineidx(tsv)
         except OSError as error:
             log.warning("%s cannot be written (%s): the index is built at every start.", index, error)
-            return find_rows(tsv)
-    try:
-        return np.array(index.read_bytes().split(), dtype=np.int64)
-    except ValueError as error:
-        raise UserError(f"{index} is not a list of byte offsets ({error}): delete it.") from error
+        return find_rows(tsv)
+    with reading(index, "a list of byte offsets", "delete it, it is built again"):
+        check_file(index, most=1 << 31)
+        offsets = read_numbers(index)
+        if len(offsets) and (offsets[0] or (np.diff(offsets) <= 0).any()):
+            raise ValueError("its numbers do not rise from 0 on")
+    return offsets
 
 
 def write_lineidx(tsv: Path) -> Path:
@@ -115,8 +147,7 @@ class Videos:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; _data/README.md says how data is prepared.")
+        check_tsv(path)
         index = sorted(read_id2lineidx(path).items(), key=lambda pair: pair[1])
         self.tsv = Tsv(path, np.array([offset for _, offset in index], dtype=np.int64))
         self.rows = {name: row for row, (name, _) in enumerate(index)}
@@ -129,16 +160,10 @@ class Videos:
         fields = self.tsv[self.rows[name]]
         if fields[0] != name.encode():
             index = id2lineidx_path(self.tsv.path)
-            raise BadRow(f"{index} leads to the row of {fields[0].decode(errors='replace')!r}: delete it")
+            raise BadRow(
+                f"{index} leads to the row of {shown(fields[0].decode(errors='replace'))!r}: delete it"
+            )
         return fields
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, strings and numbers, and refuses whatever would run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuse every class and function."""
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an index does not need")
 
 
 def id2lineidx_path(tsv: Path) -> Path:
@@ -147,14 +172,20 @@ def id2lineidx_path(tsv: Path) -> Path:
 
 
 def read_id2lineidx(tsv: Path) -> dict[str, int]:
-    """{video id: byte offset of its row}; built and written first where there is none that fits the TSV."""
+    """{video id: byte offset of its row}; built and written first where there is none.
+
+    One that does not fit the TSV stays as it is, since the user may have downloaded it.
+    """
     path = id2lineidx_path(tsv)
     if path.exists():
         index = unpickle_index(path)
         if index_fits(index, tsv):
             return index
-        log.warning("%s does not fit %s: it is built anew.", path, tsv.name)
+        log.warning("%s does not fit %s: an index in memory is used; delete that file.", path, tsv.name)
+        return find_ids(tsv)
     index = find_ids(tsv)
+    if not is_ours(tsv):
+        return index
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(pickle.dumps(index))
@@ -165,15 +196,36 @@ def read_id2lineidx(tsv: Path) -> dict[str, int]:
 
 def unpickle_index(path: Path) -> dict[str, int]:
     """A pickled dict of offsets; `UserError` for a file that is anything else. Nothing in it is run."""
-    try:
-        index = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UserError(
-            f"{path} cannot be read as an index ({error}): delete it, it is built again."
-        ) from error
-    if not isinstance(index, dict) or not all(type(k) is str and type(v) is int for k, v in index.items()):
-        raise UserError(f"{path} is not a dict of video ids and byte offsets: delete it, it is built again.")
+    with reading(path, "an index", "delete it, it is built again"):
+        check_file(path, most=1 << 27)
+        index = Machine(NUMPY).load(path.read_bytes())
+        if not isinstance(index, dict):
+            raise ValueError("it is not a dict of video ids and byte offsets")
+        index = {key: numpy_number(value) for key, value in index.items()}
+        if not all(type(k) is str and type(v) is int and abs(v) < 1 << 62 for k, v in index.items()):
+            raise ValueError("it is not a dict of video ids and byte offsets")
     return index
+
+
+class Scalar(NamedTuple):
+    """A whole number of NumPy, as a pickle has it."""
+
+    kind: Any
+    content: Any
+
+
+NUMPY = {f"numpy.{core}.multiarray.scalar": Scalar for core in ("core", "_core")}
+NUMPY |= {"numpy.dtype": lambda kind, *_: Foreign(f"numpy.dtype {kind}")}
+
+
+def numpy_number(value: Any) -> Any:
+    """A number of NumPy as one of Python; anything else as it is."""
+    if not isinstance(value, Scalar) or not isinstance(value.kind, Foreign):
+        return value
+    kind = re.fullmatch(r"numpy\.dtype ([iu])([1248])", value.kind.name)
+    if not kind or not isinstance(value.content, bytes) or len(value.content) != int(kind[2]):
+        return value
+    return int.from_bytes(value.content, "little", signed=kind[1] == "i")
 
 
 def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
@@ -187,7 +239,7 @@ def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
         if end >= 0 and content[end : end + 1024].strip():  # a row that the index does not know
             return False
         picked = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(looks, len(pairs))).astype(int)]
-        starts = [(name.encode() + b"\t", start) for name, start in picked]
+        starts = [(name.encode(errors="surrogateescape") + b"\t", start) for name, start in picked]
         return all(
             content[start : start + len(name)] == name and (not start or content[start - 1] == ord("\n"))
             for name, start in starts

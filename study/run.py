@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lib import atomic_path
+from lib import atomic_path, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 # what all runs have in common; `pretrain` is that of the conditions from which they differ
@@ -346,4 +346,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,7 +32,7 @@ from demo.backbone import NAMES, Clips, read_clips, train
 from demo.world import load_scenes
 from engine.processes import seed_everything
 from engine.schedule import warmup_linear
-from lib import atomic_path
+from lib import atomic_path, run_script
 from media.frames import Transform, decode_frame, even_frames
 from media.tsv import Tsv
 from study.oracle import inverse_depth, write_index
@@ -315,4 +315,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -4,9 +4,8 @@ OpenAI published it as `encoder.pkl`, a pickled module. Only its tensors are rea
 file is imported and no code of it is run.
 """
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from lib import UserError
 from weights.checkpoint import load_tensors
-from weights.tensor_files import UNREADABLE, load_data, oddity, reason
+from weights.tensor_files import read_tensors
 
 STRIDE = 8  # pixels a side of one word
 GROUPS = 4
@@ -83,65 +82,17 @@ class DalleEncoder(nn.Module):
 
 def load_dalle(path: str | Path) -> DalleEncoder:
     """The encoder in a file of the published layout, its size read from the tensors."""
-    tensors = read_pickled_module(path)
-    try:
-        hidden = len(tensors["blocks.input.b"])
-        vocabulary = len(tensors["blocks.output.conv.b"])
-    except KeyError as key:
-        raise UserError(f"{path} lacks {key.args[0]}: it is not DALL-E's encoder.") from None
-    per_group = len(
-        {key for key in tensors if key.startswith("blocks.group_1.") and key.endswith("conv_1.w")}
-    )
-    encoder = DalleEncoder(hidden, vocabulary, max(1, per_group))
+    tensors = read_tensors(path, "DALL-E's encoder")
+    for key in ("blocks.input.b", "blocks.output.conv.b"):
+        if key not in tensors:
+            raise UserError(f"{path} lacks {key}: it is not DALL-E's encoder.")
+    hidden, vocabulary = (tensors[key].numel() for key in ("blocks.input.b", "blocks.output.conv.b"))
+    first = [key for key in tensors if re.fullmatch(r"blocks\.group_1\..*conv_1\.w", key)]
+    sizes = (hidden, vocabulary, max(1, len(first)))
+    with torch.device("meta"):  # numbers are only allocated for an encoder that the file can fill
+        wanted = sum(parameter.numel() for parameter in DalleEncoder(*sizes).parameters())
+    if wanted > 2 * sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{path} lacks most of an encoder of {hidden} channels and {vocabulary} words.")
+    encoder = DalleEncoder(*sizes)
     load_tensors(encoder, tensors, source=str(path))
     return encoder
-
-
-# ------------------------------------------------------------------------------------- pickled modules
-
-
-class Inert:
-    """Stands in for every class of a pickled module: takes what is stored of an object and does nothing."""
-
-
-STOOD_IN = (
-    "dall_e.encoder.Encoder",
-    "dall_e.encoder.EncoderBlock",
-    "dall_e.utils.Conv2d",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.pooling.MaxPool2d",
-    "torch.nn.modules.linear.Identity",
-)
-
-
-def read_pickled_module(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a pickled DALL-E module, by torch's restricted unpickler.
-
-    Raises `UserError` for a file that names any other class or function: it might run code.
-    """
-    # a class each: the unpickler tells them apart by identity
-    known: list[Any] = [(type("Inert", (Inert,), {}), name) for name in STOOD_IN]
-    try:
-        with torch.serialization.safe_globals(known):
-            root = load_data(Path(path))
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as DALL-E's encoder: {reason(error)}") from error
-    if not isinstance(root, Inert):
-        raise UserError(f"{path} holds a {type(root).__name__}, not a pickled module.")
-    tensors = dict(_walk(root))
-    for name, tensor in tensors.items():
-        if wrong := oddity(tensor):
-            raise UserError(f"{path}: {name} {wrong}.")
-    return tensors
-
-
-def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers of a stand-in and of those within it, by their names in a state dict."""
-    content = vars(module)
-    for name, value in {**content.get("_parameters", {}), **content.get("_buffers", {})}.items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value.detach()
-    for name, part in content.get("_modules", {}).items():
-        if isinstance(part, Inert):
-            yield from _walk(part, f"{prefix}{name}.")

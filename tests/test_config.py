@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, load_config
+from lib import Config, UserError, atomic_path
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "_args").rglob("*.json"))

@@ -80,7 +80,7 @@ def test_wrong_indices_are_noticed(tmp_path):
         with pytest.raises(UserError, match=message):
             Tsv(path)
     lineidx_path(path).write_text("zero")
-    with pytest.raises(UserError, match="not a list of byte offsets"):
+    with pytest.raises(UserError, match="as a list of byte offsets: byte 0 is neither"):
         Tsv(path)
 
 
@@ -350,7 +350,7 @@ def test_corpora_that_cannot_be_used_say_why(tmp_path, tokens):
     path = write_corpus(tmp_path, "clips")
     text = path.read_text()
     for wrong, message in [
-        ("[", "is not YAML"),
+        ("[", "as YAML: while parsing"),
         ("img: a.tsv", "keys img and caption"),
         (text.replace("clips.img", "none.img"), "none.img.tsv does not exist"),
     ]:
@@ -359,7 +359,7 @@ def test_corpora_that_cannot_be_used_say_why(tmp_path, tokens):
             make_corpus(path, tokens)
     path.write_text(text)
     (tmp_path / "clips.linelist.tsv").write_text("0\t0\n1\n")
-    with pytest.raises(UserError, match="expected 2 whole numbers a row"):
+    with pytest.raises(UserError, match="as rows of 2 whole numbers"):
         make_corpus(path, tokens)
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
+from engine.arguments import load_config
 from engine.runs import FINISHED, STATE
-from lib import load_config
 from tests.conftest import WORDS, tiny_bert, write_corpus
 from tests.engine.test_resume import values
 from tests.test_agent import free_port

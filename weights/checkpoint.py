@@ -35,6 +35,8 @@ class Report:
     """of another shape, which cannot be adapted"""
     unexpected: list[str] = field(default_factory=list)
     """in the file, not in the module"""
+    places: dict[str, int] = field(default_factory=dict)
+    """of embeddings of positions in the file: how many it has, where the module has more"""
     ignored: list[str] = field(default_factory=list)
     """in the file and known not to be weights of the module: teachers, classifiers, indices"""
 
@@ -46,7 +48,7 @@ class Report:
         if self.misshapen:
             wrong = [f"{key} {how}" for key, how in self.misshapen.items()]
             words = [how for key, how in self.misshapen.items() if key.endswith("word_embeddings.weight")]
-            hint = "its weights are those of another size."
+            hint = "its weights are those of another size, or quantised."
             if words:
                 hint = "set txt_backbone and tokenizer to the BERT whose vocabulary and width it has."
             raise UserError(f"{self.source} has {summary([*words, *wrong])}: {hint}")
@@ -103,7 +105,15 @@ def load_checkpoint(
     """
     tensors = adapt(read_tensors(path))
     heads = [key for key in model.state_dict() if not key.startswith(BACKBONE)]
-    return load_tensors(model, tensors, source=f"checkpoint {path}", may_lack=heads)
+    report = load_tensors(model, tensors, source=f"checkpoint {path}", may_lack=heads)
+    lacking = [key for key in report.missing if key in heads]
+    halves = {module_of(key) for key in lacking} & {module_of(key) for key in report.loaded}
+    if halves:
+        parts = summary([key for key in lacking if module_of(key) in halves])
+        raise UserError(
+            f"checkpoint {path} has only a part of {', '.join(sorted(halves))}: it lacks {parts}."
+        )
+    return report
 
 
 def load_tensors(
@@ -121,6 +131,10 @@ def load_tensors(
     report, fitting = compare(module.state_dict(), tensors, source)
     report.ignored += ignored
     report.check(may_lack)
+    if spoilt := [key for key in report.loaded if not fitting[key].isfinite().all()]:
+        raise UserError(
+            f"{source} has values that are not finite numbers in {summary(spoilt)}: it is spoilt."
+        )
     module.load_state_dict(fitting, strict=False)
     log.info("%s", report)
     return report
@@ -140,6 +154,9 @@ def compare(
         if key not in tensors:
             report.missing.append(key)
             continue
+        if wanted.is_floating_point() and not tensors[key].is_floating_point():
+            report.misshapen[key] = f"holds {tensors[key].dtype} numbers, not floating-point ones"
+            continue
         tensor, how = fit(key, tensors, own)
         if tensor is None:
             report.misshapen[key] = how
@@ -148,6 +165,8 @@ def compare(
         report.loaded.append(key)
         if how:
             report.adapted[key] = how
+        if how.startswith("extended"):
+            report.places[key] = tensors[key].shape[GROWING[key.rpartition(".")[2]]]
     for key in tensors.keys() - own.keys():
         (report.ignored if is_ignored(key) else report.unexpected).append(key)
     report.ignored.sort()

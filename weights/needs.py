@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from dataset import named_files, yaml_path
 from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, read_yaml
 from video_swin import weights_path
 from weights.published import published
 
@@ -137,21 +136,25 @@ def corpora(config: Config) -> Iterator[Need]:
     chosen = ["val_yaml"] + (["train_yaml"] if config.size_epoch else [])
     for key in sorted(chosen):
         for name in getattr(config, key).values():
-            yield Need(key, name, is_data=True)
-            for file in named_in(Path(name)):
-                yield Need(f"{key} {Path(name).name}", str(file), is_data=True)
+            path = yaml_path(name, config.data_dir)
+            yield Need(key, str(path), is_data=True)
+            for file in named_in(path):
+                yield Need(f"{key} {path.name}", str(file), is_data=True)
 
 
 def named_in(path: Path) -> list[Path]:
     """The files that a corpus's YAML names; none where it cannot be read, which its reader reports."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_yaml(path)
+    except UserError:
         return []
     content = content if isinstance(content, dict) else {}
-    names = [content.get(key) or [] for key in ("img", "caption", "caption_linelist")]
-    flat = [name for item in names for name in ([item] if isinstance(item, str) else item)]
-    return [path.parent / name if (path.parent / name).exists() else Path(name) for name in flat]
+    listed = [content.get(key) for key in ("img", "caption", "caption_linelist")]
+    names = [name for item in listed for name in (item if isinstance(item, list) else [item])]
+    if not all(name is None or (isinstance(name, str) and "\0" not in name) for name in names):
+        return []
+    keys = ("img", "caption", "caption_linelist")
+    return [file for key in keys for file in named_files(path, content, key)]
 
 
 def downstream(config: Config) -> Iterator[Need]:

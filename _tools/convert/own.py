@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _tools.convert.files import Item, Splits, numbered_table
-from lib import Config, UserError, atomic_path, load_config
+from engine.arguments import load_config
+from lib import Config, UserError, atomic_path
 from media.kinds import file_id
 from media.tsv import read_id2lineidx
 

@@ -27,7 +27,6 @@ TASK_ROWS = {  # of `emb_task`, which has ten
     "published": {"multiple choice": 0, "open-ended": 2, "fill in the blank": 2},
     "fixed": {"multiple choice": 0, "open-ended": 1, "fill in the blank": 2},
 }
-UNREAD = ("train_yaml", "val_yaml", "size_part", "multi_clip_testing")  # keys without effect
 
 
 class QuestionModel(Violet):
@@ -122,6 +121,7 @@ class MaskModel(QuestionModel):
     ) -> None:
         super().__init__(fusion, text, vis_size, **encoders)
         self.choices, self.task_row = list(choices), task_row
+        self.extra_weights = () if task_row is None else ("emb_task",)
         self.fc_mtm = MlmHead(text)
         self.emb_task = nn.Parameter(fusion.initializer_range * torch.randn(10, fusion.hidden_size))
         self.emb_task.requires_grad_(task_row is not None)

@@ -5,7 +5,6 @@ answered (the video is missing, the answer is not one token) is left out of trai
 evaluation. File formats are defined in `_data/README.md`.
 """
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -21,7 +20,7 @@ from torch.utils.data import default_collate
 from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
 from engine.processes import World
-from lib import Config, UserError, log
+from lib import Config, UserError, log, read_json
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Videos
 from tasks.qa.texts import RULES, Text
@@ -48,12 +47,9 @@ class Annotation:
     @classmethod
     def read(cls, path: Path) -> "Annotation":
         """Raises `UserError` for a file that is missing or of another form."""
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{path} does not exist; _data/README.md says how questions are prepared.")
-        try:
-            content = json.loads(path.read_bytes())  # as bytes: with or without a byte order mark
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
+        content = read_json(path)
         content = content if isinstance(content, dict) else {}
         found = {name: content[name] for name in ("train", "val", "test") if content.get(name)}
         for name, items in found.items():
@@ -67,10 +63,19 @@ class Annotation:
         splits = {
             name: [{**item, "number": i} for i, item in enumerate(rows)] for name, rows in found.items()
         }
-        labels = content.get("ans2label") or content.get("vocab") or []
-        if not isinstance(labels, dict):
-            labels = {word: index for index, word in enumerate(labels)}
-        return cls(path, splits, {index: word for word, index in labels.items()})
+        return cls(path, splits, read_labels(path, content.get("ans2label") or content.get("vocab") or []))
+
+
+def read_labels(path: Path, labels: Any) -> dict[int, str]:
+    """{number: word} of `ans2label`, {word: number}, or of a list of words. Raises `UserError`."""
+    if isinstance(labels, list):
+        pairs = list(enumerate(labels))
+    else:
+        pairs = [(index, word) for word, index in labels.items()] if isinstance(labels, dict) else [(-1, "")]
+    for index, word in pairs:
+        if type(word) is not str or type(index) is not int or index < 0:
+            raise UserError(f"{path}: its answers (ans2label or vocab) are not words with numbers from 0 on.")
+    return dict(pairs)
 
 
 def fault_of_texts(item: Item) -> str:
@@ -308,7 +313,7 @@ def question_loaders(
     folder = Path(config.data_dir)
     annotation = Annotation.read(folder / f"txt_{config.task}.json")
     listed = len(annotation.words)
-    if listed and config.size_vocab not in (0, listed):
+    if listed and config.size_vocab > 0 and config.size_vocab != listed:
         log.info("%s lists %d answers, not size_vocab %d", annotation.path, listed, config.size_vocab)
     splits = choose_splits(config, annotation)
     videos = Videos(folder / f"img_{config.dataset}.tsv")

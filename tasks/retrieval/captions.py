@@ -39,8 +39,10 @@ class Caption:
         return " ".join(self.sentences[i] for i in random.permutation(len(self.sentences))[:count])
 
 
-def read_captions(path: Path, split: str, items: Sequence[Item], join: bool) -> list[Caption]:
-    """The captions of a split; with `join` one per video, of all its sentences."""
+def read_captions(
+    path: Path, split: str, items: Sequence[Item], join: bool, first: bool = False
+) -> list[Caption]:
+    """The captions of a split: with `join` one per video, of all its sentences; with `first` its first."""
     captions = []
     for item in items:
         given = item.get("caption")
@@ -51,6 +53,8 @@ def read_captions(path: Path, split: str, items: Sequence[Item], join: bool) -> 
                 "see _data/README.md."
             )
         captions.append(Caption(str(item["video"]), tuple(sentence.strip() for sentence in sentences)))
+    if first and not join:
+        return list({caption.video: caption for caption in reversed(captions)}.values())[::-1]
     if not join:
         return captions
     joined: dict[str, tuple[str, ...]] = {}
@@ -156,9 +160,14 @@ def describe(batch: Batch, output: Output, splits: Mapping[str, Loader]) -> list
 
 
 def accuracy(rows: Sequence[Item], split: str) -> dict[str, float]:
-    """`acc`: the mean of both directions, over the batches of an evaluation."""
-    hits = sum(row["right_t2v"] + row["right_v2t"] for row in rows)
-    return {"acc": hits / max(1, 2 * len(rows)), "pairs": len(rows)}
+    """Accuracy within the batches of an evaluation: a video finds its text (`acc`, as published), a text its
+    video (`acc_t2v`), and the mean of both (`acc_mean`).
+
+    A pair that is alone in its batch has nothing to be found among, and does not count.
+    """
+    among = [row for row in rows if row["among"] > 1]
+    v2t, t2v = (sum(row[f"right_{way}"] for row in among) / max(1, len(among)) for way in ("v2t", "t2v"))
+    return {"acc": v2t, "acc_t2v": t2v, "acc_mean": (v2t + t2v) / 2, "pairs": len(among)}
 
 
 def joins(config: Config) -> bool:
@@ -178,7 +187,8 @@ def pair_loaders(config: Config, world: World, tokens: Tokens) -> dict[str, Load
     transform = Transform(config.img_transform, config.size_img)
     loaders = {}
     for split, items in choose_splits(config, annotation).items():
-        captions = read_captions(annotation.path, split, items, joins(config))
+        first = split != "train" and config.text_rules == "published"
+        captions = read_captions(annotation.path, split, items, joins(config), first)
         log.info("%s: %d captions", split, len(captions))
         pairs = Pairs(captions, videos, tokens, transform, config.size_frame, train=split == "train")
         loaders[split] = split_loader(config, world, split, pairs)
@@ -189,18 +199,22 @@ def pair_loaders(config: Config, world: World, tokens: Tokens) -> dict[str, Load
 class Gallery:
     """The videos of a split, each once, and its texts; `owner[i]` is the number of text i's video."""
 
+    split: str
     clips: Clips
     texts: list[str]
     owner: list[int]
 
 
 def read_gallery(config: Config) -> Gallery:
-    """What an evaluation ranks: the test split, or else val."""
+    """The videos and texts that an evaluation ranks, those of `eval_split`."""
     annotation, videos = open_files(config)
-    split = next((name for name in ("test", "val") if name in annotation.splits), "")
-    if not split:
-        raise UserError(f"{annotation.path} has nothing under test or val to evaluate.")
-    captions = read_captions(annotation.path, split, annotation.splits[split], joins(config))
+    split = config.eval_split
+    if split not in annotation.splits:
+        there = [name for name in ("val", "test") if name in annotation.splits]
+        hint = f"; --eval_split {there[0]} ranks {there[0]}" if there else ""
+        raise UserError(f"{annotation.path} has nothing under {split} to rank{hint}.")
+    first = config.text_rules == "published"
+    captions = read_captions(annotation.path, split, annotation.splits[split], joins(config), first)
     names = list(dict.fromkeys(caption.video for caption in captions))
     place = {name: i for i, name in enumerate(names)}
     if missing := [name for name in names if name not in videos]:
@@ -210,4 +224,4 @@ def read_gallery(config: Config) -> Gallery:
     transform = Transform(config.img_transform, config.size_img)
     clips = Clips(names, videos, transform, config.size_frame, config.multi_clip_testing)
     log.info("%s: %d texts, %d videos", split, len(captions), len(names))
-    return Gallery(clips, [caption.text for caption in captions], [place[c.video] for c in captions])
+    return Gallery(split, clips, [caption.text for caption in captions], [place[c.video] for c in captions])

@@ -5,11 +5,14 @@ a block, the texts and the matrix of scores, however many pairs there are. Every
 run that is interrupted goes on from there. Processes take blocks in turn.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import json
-import shutil
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,11 +22,14 @@ from tqdm import tqdm
 from agent import AMP, to_device
 from dataset import Batches, Draw, Loader, Mixture, Tokens
 from engine.processes import World
-from lib import Config, atomic_path, log
-from tasks.retrieval.captions import Gallery
+from engine.runs import make_run_folder
+from lib import Config, UserError, atomic_path, hold, leftovers, log
+from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
-from tasks.retrieval.ranking import both_ways
+from tasks.retrieval.pages import report, write_page
+from tasks.retrieval.ranking import DEPTHS, both_ways, figures
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
+from weights.needs import check_needs
 
 DECIDES = ("size_img", "size_frame", "img_transform", "multi_clip_testing", "amp", "size_batch")  # of scores
 BEST = 5  # candidates that ranks.jsonl names
@@ -34,6 +40,7 @@ class Blocks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.lock: IO[str] | None = None
 
     def path(self, number: int) -> Path:
         """Where a block is, or would be."""
@@ -41,7 +48,8 @@ class Blocks:
 
     def done(self) -> list[int]:
         """The numbers of the blocks that are there."""
-        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npy"))
+        names = [path.name for path in self.folder.glob("[0-9]*.npy")]
+        return sorted(int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6}\.npy", name))
 
     def write(self, number: int, scores: np.ndarray) -> None:
         """A block (videos, texts): there as a whole or not at all."""
@@ -52,9 +60,25 @@ class Blocks:
         """A block that is there."""
         return np.load(self.path(number), allow_pickle=False)
 
-    def remove(self) -> None:
+    def claim(self, world: World) -> None:
+        """Lock the folder until the process ends. Raises `UserError` while another evaluation writes there."""
+        if world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = hold(self.folder / "lock")
+        if not world.gather(self.lock is not None)[0]:
+            raise UserError(f"{self.folder}: another process is evaluating the same; wait for its end.")
+
+    def discard(self) -> None:
         """Delete all blocks."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in [*map(self.path, self.done()), *leftovers(self.folder)]:
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete all blocks, and the folder if nothing else is in it."""
+        self.discard()
+        (self.folder / "lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 class Remaining(Batches):
@@ -109,8 +133,9 @@ def score_gallery(
     txt, mask = token_rows(tokens, gallery.texts)
     name = f"_scores_{config.task}_{fingerprint(model, config, gallery, txt)}"
     blocks = Blocks(Path(config.path_output) / name)
+    blocks.claim(world)
     if world.is_main and not config.resume_scores:
-        blocks.remove()
+        blocks.discard()
     done: list[int] = world.gather(blocks.done() if world.is_main else [])[0]
     # clips of one video differ in number from those of another
     remaining = Remaining(
@@ -171,22 +196,27 @@ def rank_rows(scores: np.ndarray, gallery: Gallery) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, rank in enumerate(of_texts.tolist()):
         best = [
-            {"video": names[i], "score": float(scores[i, number])}
+            {"video": names[i], "score": number_of(scores[i, number])}
             for i in np.argsort(-scores[:, number], kind="stable")[:BEST]
         ]
         row = {"direction": "t2v", "text": texts[number], "video": names[owner[number]], "rank": rank}
-        rows.append({**row, "score": float(scores[owner[number], number]), "best": best})
+        rows.append({**row, "score": number_of(scores[owner[number], number]), "best": best})
     for number, rank in enumerate(of_videos.tolist()):
         best = [
-            {"text": texts[i], "video": names[owner[i]], "score": float(scores[number, i])}
+            {"text": texts[i], "video": names[owner[i]], "score": number_of(scores[number, i])}
             for i in np.argsort(-scores[number], kind="stable")[:BEST]
         ]
         rows.append({"direction": "v2t", "video": names[number], "rank": rank, "best": best})
     return rows
 
 
+def number_of(score: np.floating[Any]) -> float | None:
+    """A score for a JSON file; None where it is no finite number."""
+    return float(score) if np.isfinite(score) else None
+
+
 def write_results(
-    folder: Path, scores: np.ndarray, rows: list[dict[str, Any]], figures: dict[str, float]
+    folder: Path, scores: np.ndarray, rows: list[dict[str, Any]], figures: Mapping[str, float | str]
 ) -> None:
     """`scores.npy` (videos, texts), `ranks.jsonl` and `eval.jsonl` of a run's folder."""
     with atomic_path(folder / "scores.npy") as temporary, temporary.open("wb") as file:
@@ -195,3 +225,38 @@ def write_results(
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with atomic_path(folder / "eval.jsonl") as temporary:
         temporary.write_text(json.dumps(figures) + "\n")
+
+
+def report_figures(
+    config: Config, folder: Path, gallery: Gallery, scores: np.ndarray
+) -> dict[str, float | str]:
+    """Write all that an evaluation leaves in its run folder, and log its figures."""
+    found = figures(scores, np.array(gallery.owner))
+    rows = rank_rows(scores, gallery)
+    row: dict[str, float | str] = {"split": gallery.split, **found}
+    write_results(folder, scores, rows, row)
+    write_page(folder / "retrieval.html", config.task, report(rows, found, gallery.clips.frames))
+    if found["not_finite"]:
+        log.error("%d scores are not finite numbers: their pairs are never found", found["not_finite"])
+    for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
+        shares = "  ".join(f"R@{depth} {found[f'{way}_r{depth}']:.1%}" for depth in DEPTHS)
+        ranks = (found[f"{way}_median"], found[f"{way}_mean"])
+        log.info("%s, %s: %s  median rank %g  mean %.1f", gallery.split, name, shares, *ranks)
+    log.info("chance of R@1: %.2f %%; written to %s", 100 / found["videos"], folder)
+    return row
+
+
+def evaluate(config: Config, world: World) -> dict[str, float | str] | None:
+    """Score, rank, write; the figures, on the main process."""
+    check_needs(config, world)
+    tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
+    gallery = read_gallery(config)
+    model = RetrievalModel.from_config(dataclasses.replace(config, size_epoch=0))  # nothing is trained
+    tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
+    folder = make_run_folder(config, world)
+    scores, blocks = score_gallery(model, config, world, tokens, gallery)
+    if not world.is_main:
+        return None
+    found = report_figures(config, folder, gallery, scores)
+    blocks.remove()  # scores.npy has them all
+    return found

@@ -21,16 +21,6 @@ from lib import Config
 from model import Violet, encoder_arguments, matching_head, start
 from video_swin import Size
 
-UNREAD = (
-    "train_yaml",
-    "val_yaml",
-    "size_part",
-    "deepspeed",
-    "mask_pos",
-    "enable_prompt",
-    "enable_task_token",
-)
-
 
 class RetrievalModel(Violet):
     """`fc` scores every text of a batch with every video; each is to find its own among the others.

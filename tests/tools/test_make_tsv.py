@@ -552,10 +552,13 @@ def test_ten_kills_at_random_change_nothing(tmp_path: Path, options: tuple) -> N
 
 
 def test_what_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.mkfifo(tmp_path / "a.mp4")  # opening it waits for a writer that never comes
+    os.mkfifo(tmp_path / "a.tsv")  # opening it waits for a writer that never comes
     write_video(tmp_path / "b.mp4", frames=3)
     monkeypatch.setattr(make_tsv, "TIMEOUT", 5.0)
-    items = [Item(name, ("a clip",), tmp_path / f"{name}.mp4", "video") for name in "ab"]
+    items = [
+        Item("a", ("a clip",), tmp_path / "a.tsv", "row"),
+        Item("b", ("a clip",), tmp_path / "b.mp4", "video"),
+    ]
     first, second = make_tsv.make_rows(items, Sampling(), workers=2)
     assert first.failure == "reading it took more than 5 seconds"
     assert (second.frames, second.failure) == (3, "")

@@ -14,7 +14,8 @@ from demo import backbone as make_backbone
 from demo import make as make_demo
 from demo import run as run_demo
 from demo import scores as demo_scores
-from lib import Config, UserError, load_config
+from engine.arguments import load_config
+from lib import Config, UserError
 from model import PretrainModel
 from tests.conftest import SWIN, noise_teachers, tiny_bert, write_corpus
 from video_swin import SIZES, VideoSwin, load_backbone

@@ -1,0 +1,59 @@
+"""Pre-training: the masks of a batch, and the rows of its predictions file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Generator
+
+from agent import sample_seeds
+from batch import Batch, Output
+from dataset import Tokens
+from lib import Config
+from masking import mask_batch
+from model import PretrainModel
+
+
+def mask(
+    batch: Batch, generator: Generator | None, model: PretrainModel, config: Config, tokens: Tokens
+) -> Batch:
+    """Hide words and patches; attended masking looks at the pair as it is first.
+
+    In evaluation (no `generator`) each sample has its own random numbers.
+    """
+    masks = config.pretrain_masks
+    left_out = not config.mvm_on_images and batch["img"].shape[1] == 1  # one-frame clips
+    if "mvm" not in config.pretrain_tasks or left_out:
+        masks = []  # no loss would ask for a hidden patch
+    attention = None
+    if "am" in masks:
+        attention = model.attention_received(batch["img"], batch["txt"], batch["mask"])
+    return mask_batch(
+        batch,
+        masks,
+        config.p_mask,
+        tokens.special,
+        config.size_patch,
+        generator or sample_seeds(batch, config.seed),
+        attention,
+        model.reads,
+        cut=not config.compile,  # a compiled model is compiled anew for every shape
+    )
+
+
+def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str, Any]]:
+    """For the predictions file: the caption as the model saw it, the words hidden and those it named."""
+    words = tokens.tokenizer.convert_ids_to_tokens
+    rows = []
+    for i, name in enumerate(batch["id"]):
+        answers, seen = batch["ans_mlm"][i], batch["masked_txt"][i][batch["mask"][i].bool()]
+        row = {
+            "id": name,
+            "text": tokens.tokenizer.decode(seen),
+            "hidden": words(answers[answers >= 0].tolist()),
+        }
+        if "mlm" in output.predictions:
+            row["named"] = words(output.predictions["mlm"][i])
+        if "vtm" in output.predictions:
+            row["matched"] = output.predictions["vtm"][i]
+        rows.append(row)
+    return rows
