@@ -28,7 +28,7 @@ SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders 
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
-# a path is never an address; playlists, scripts and session descriptions, which name other files, are no videos
+# a path is never an address; playlists, scripts and session descriptions name other files: they are no videos
 FILES_ALONE = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,ogg,rm,mpeg,mpegts,mpegvideo,h261,"

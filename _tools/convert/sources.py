@@ -8,9 +8,9 @@ from PIL import Image
 
 from _tools.convert.clips import Item
 from _tools.convert.files import numbered_table, read_json
-from lib import UserError
+from lib import UserError, shown
 from media.decoding import ANIMATED
-from media.kinds import file_id, kind_of, printable
+from media.kinds import file_id, kind_of
 
 LISTED = 10  # files passed over that are printed
 
@@ -97,7 +97,7 @@ def find_files(folder: Path, frame_folders: bool = False) -> list[tuple[Path, st
 
 def say_passed_over(paths: Iterable[Path], why: str) -> None:
     """Print how many files are passed over, and the first of them."""
-    names = [printable(path.name) for path in paths]
+    names = [shown(path.name) for path in paths]
     if names:
         more = " ..." if len(names) > LISTED else ""
         print(f"{len(names)} files passed over ({why}): {', '.join(names[:LISTED])}{more}")
