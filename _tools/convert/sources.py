@@ -131,9 +131,12 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
         else:
             entries = read_json(path)
             captions = {id_: [texts] if isinstance(texts, str) else texts for id_, texts in entries.items()}
-        return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
-    except (TypeError, AttributeError) as error:
+    except AttributeError as error:
         raise UserError(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
+    for id_, texts in captions.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path}: the captions of {shown(id_)} are {texts!r}, not texts; correct it")
+    return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
 
 
 def read_csv(path: Path, need_caption: bool = True) -> Iterator[Line]:

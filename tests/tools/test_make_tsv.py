@@ -343,7 +343,7 @@ def test_a_bad_csv_says_what_is_wrong(tmp_path: Path, table: str, message: str) 
 
 def test_bad_sources_and_captions_say_what_is_wrong(tmp_path: Path) -> None:
     write_image(tmp_path / "in/a.png")
-    for captions in ([], {"a": 3}, {"a": [3]}):
+    for captions in ([], {"a": 3}, {"a": [3]}, {"a": None}, {"a": ["b", None]}, {"a": float("nan")}):
         with pytest.raises(UserError, match="captions"):
             run(tmp_path / "in", tmp_path / "out", "--captions", write_json(tmp_path / "c.json", captions))
     with pytest.raises(UserError, match="give --captions"):
