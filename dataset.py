@@ -249,9 +249,12 @@ class PretrainCorpus:
         if fields[0].decode(errors="replace") != name:
             raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
         try:
-            return str(parse_json(fields[1])[number]["caption"])
+            text = parse_json(fields[1])[number]["caption"]
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
+        if not isinstance(text, str):
+            raise BadRow(f"{tsv.path} row {row}: caption {number} is {text!r}, which is no text")
+        return text
 
     def others(self, index: int) -> dict[str, Tensor]:
         """Texts of other clips of the split, for video-text matching in evaluation: min(clips, 4) - 1.

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -77,7 +78,7 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
     """
     if torch.compiler.is_compiling():  # its tensors are stand-ins
         return make_shift_mask(dims, window, shift, device)
-    key = ((dims[0], dims[1], dims[2]), window, shift, device)
+    key = (cast(Dims, tuple(dims)), window, shift, device)
     mask = SHIFT_MASKS.get(key)
     if mask is None:
         with torch.inference_mode(False):  # kept for later calls, which may train

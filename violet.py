@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Pretrained:
         at. Raises `UserError` for what cannot be read.
         """
         if is_batch(video):
-            clips = [self._clip(one, start, end) for one in video]
+            clips = [self._clip(one, start, end) for one in cast(Sequence[Video], video)]
             if len({len(clip) for clip in clips}) != 1:
                 raise UserError("a batch is of videos or of pictures, at least one: encode them apart.")
             return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))

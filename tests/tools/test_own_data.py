@@ -78,6 +78,24 @@ def test_splits_of_the_table_and_answers_as_text(own, tmp_path):
     assert "python main_qamc_tsv.py --config _data/args_mine-mc.json" in said
 
 
+def test_withheld_answers_are_predicted(own, monkeypatch, tmp_path):
+    """The run trains, and writes what it predicts; no accuracy is made up."""
+    rows = [f"-c{n}.mp4,{split},red,blue,{answer}" for n, (split, answer) in enumerate(
+        [("train", 1), ("train", 0), ("val", 1), ("test", ""), ("test", "")]
+    )]  # fmt: skip
+    own("\n".join(["video,split,option_0,option_1,answer", *rows, ""]))
+    monkeypatch.setattr(sys, "argv", ["x.py", "--config", "_data/args_mine-mc.json"])
+    main_qamc_tsv.main()
+    run = tmp_path / "out" / "latest"
+    [row] = [json.loads(line) for line in (run / "eval.jsonl").open()]
+    assert "val_acc" in row and [name for name in row if name.startswith("test_")] == ["test_questions"]
+    predicted = [json.loads(line) for line in (run / "predictions_test_1.jsonl").open()]
+    assert [(line["answer"], line["right"], len(line["best"])) for line in predicted] == [(None, None, 2)] * 2
+    assert (
+        "test: the file has no answers: they are predicted, without accuracy" in (run / "log.txt").read_text()
+    )
+
+
 def test_clips_of_one_video_and_a_video_that_cannot_be_read(own, tmp_path):
     (tmp_path / "clips" / "gone.mp4").write_bytes(b"<html>")
     rows = [f"-c0.mp4,part{n},0.0{4 * n},0.{8 + 4 * n:02d},text {n}" for n in range(3)]
@@ -142,7 +160,7 @@ def test_the_log_of_a_run_says_all_that_its_result_hangs_on(own, monkeypatch, tm
         r"python 3\.\d+",
         r"torch \d",
         "this one: .*cpu",
-        '"train": {"train": 3}',
+        "train: 3 questions",
         "step 1: loss",
     ):
         assert re.search(part, log), part
