@@ -156,14 +156,7 @@ class PretrainCorpus:
             raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
         if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-<<<<<<< HEAD
         with reading(self.path, "a list of files", "see _data/README.md"):  # a name may be too long
-            beside = [self.path.parent / name for name in names]
-            return [path if path.exists() else Path(name) for path, name in zip(beside, names, strict=True)]
-=======
-        with reading(
-            self.path, "a list of files", "see _data/README.md"
-        ):  # such as of a name that is too long
             return named_files(self.path, content, key)
 
     def _check_is_image(self, name: str) -> None:
@@ -177,7 +170,6 @@ class PretrainCorpus:
                 f"{self.path}: by its name {name!r} the corpus is one of pictures, and its first row has "
                 f"{frames} frames: write `image: false` (videos) or `image: true` (first frames) there."
             )
->>>>>>> main
 
     def _read_pairs(self, content: Mapping[str, Any], composite: bool) -> np.ndarray:
         """(pairs, 3): source, row, caption number; without a caption_linelist each row's first caption."""
