@@ -22,11 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
 from batch import SpecialTokens
-from engine.memory import give_back_freed_memory
-from engine.processes import World
-from engine.signals import ignored
-from lib import Config, UserError, check_file, log, parse_json, read_yaml, reading
+from lib import Config, UserError, World, log
 from masking import NEGATIVES
+from media.files import check_file, parse_json, read_yaml, reading
 from media.frames import Transform, read_clip, row_frames
 from media.tsv import BadRow, Tsv, read_numbers
 
@@ -461,7 +459,7 @@ class Loader:
     ) -> None:
         self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
         self.bad: dict[tuple[str, int], str] = {}  # (corpus, pair) -> reason, of this process's batches
-        self.started = False  # whether there are worker processes
+        self.start_worker: Callable[[int], None] | None = None  # called in each worker process
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -470,7 +468,6 @@ class Loader:
             generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,
             persistent_workers=n_workers > 0,
-            worker_init_fn=ignored,
         )
 
     def __len__(self) -> int:
@@ -483,9 +480,7 @@ class Loader:
         """
         self.batches.epoch, self.batches.skip = epoch, skip
         known = len(self.bad)
-        if self.loader.num_workers and not self.started:
-            give_back_freed_memory()
-            self.started = True
+        self.loader.worker_init_fn = self.start_worker
         for batch in workers_alive(self.loader):
             for corpus, index, reason in zip(
                 batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True

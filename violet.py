@@ -29,8 +29,9 @@ from torch import Tensor
 from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, read_json, run_script
+from lib import KEYS, Config, UserError, run_script
 from media.decoding import SAME, is_picture, to_rgb
+from media.files import read_json
 from media.frames import Linked, Transform, even_frames, normalise
 from media.kinds import as_arguments
 from media.tsv import BadRow

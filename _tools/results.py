@@ -16,7 +16,8 @@ from pathlib import Path
 
 import root  # noqa: F401
 from _tools.convert.marked import END, START, split
-from lib import atomic_path, run_script
+from lib import run_script
+from media.files import atomic_path
 
 BEST = Path(__file__).resolve().parents[1] / "_args" / "_best"
 HEAD = "| task | figure | paper | released checkpoint | here |\n| --- | --- | --- | --- | --- |"

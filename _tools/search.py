@@ -35,7 +35,8 @@ from _tools.convert.sources import find_files
 from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, parse_json, run_script, shown, writing
+from lib import Config, UserError, run_script, shown
+from media.files import atomic_path, parse_json, writing
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from media.kinds import as_arguments
 from media.tsv import BadRow, Videos

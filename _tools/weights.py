@@ -26,7 +26,8 @@ import root  # noqa: F401
 from _tools.convert.download import Wanted, fetch, sha256_of
 from engine.arguments import load_config
 from engine.resume import write_tensors
-from lib import Config, UserError, atomic_path, lookup, read_json, run_script, writing
+from lib import Config, UserError, lookup, run_script
+from media.files import atomic_path, read_json, writing
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored
@@ -161,7 +162,9 @@ def export(options: argparse.Namespace) -> None:
         write_tensors(tensors, temporary)
     here = {"path_ckpt": files[0], "txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
     places: dict[str, Any] = {key: str(path) for key, path in here.items()}
-    dataclasses.replace(config, **places, tokenizer="").save(folder / "config.json")  # --config takes it too
+    (folder / "config.json").write_text(
+        dataclasses.replace(config, **places, tokenizer="").to_json()
+    )  # --config takes it too
     violet.tokens.tokenizer.save_pretrained(folder / "text")
     for key, place in (("txt_backbone", "text"), ("fusion_encoder", "fusion")):
         copy_sizes(getattr(config, key), folder / place)

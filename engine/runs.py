@@ -14,9 +14,10 @@ from typing import IO, Any
 
 import torch
 
-from engine.processes import World, start_log
-from lib import KEYS, Config, UserError, leftovers, log, read_json
-from lib import hold as hold_file
+from engine.processes import start_log
+from lib import KEYS, Config, UserError, World, log
+from media.files import atomic_path, leftovers, read_json
+from media.files import hold as hold_file
 
 STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
 FINISHED = "finished.json"  # the last figures of a run that has come to its end
@@ -92,7 +93,8 @@ def make_run_folder(config: Config, world: World) -> Path:
     folder = world.gather(folder)[0]
     assert folder is not None
     if world.is_main:
-        config.save(folder / "args.json")
+        with atomic_path(folder / "args.json") as temporary:
+            temporary.write_text(config.to_json())
         link_latest(folder)
     start_log(world, folder)
     describe_machine(world)

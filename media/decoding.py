@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from lib import unsuitable
+from media.files import unsuitable
 from media.kinds import PICTURES, explain, fault_of, kind_of
 
 SAME = 1e-4  # seconds within which two times are one

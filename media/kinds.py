@@ -5,7 +5,7 @@ import re
 import struct
 from pathlib import Path
 
-from lib import unsuitable
+from media.files import unsuitable
 
 VIDEOS = frozenset(
     re.findall(

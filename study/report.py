@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _tools.convert.marked import split
-from lib import atomic_path
+from media.files import atomic_path
 from study.run import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 
 START, END = "<!-- table -->", "<!-- end of table -->"

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from media.frames import (
     STD,
     Transform,
@@ -485,5 +484,5 @@ def test_a_caption_that_is_no_text_is_named(tmp_path, bert_folder, caption):
     transform = Transform(["img_center_crop"], 32)
     corpus = PretrainCorpus(path, "clips", Tokens(str(bert_folder), 10), transform, 2)
     assert corpus.read(0, None)["id"] == "clips0"
-    with pytest.raises(BadRow, match="row 1: caption 0 is .*, which is no text"):
+    with pytest.raises(BadRow, match=r"row 1: caption 0 is .*, which is no text"):
         corpus.read(1, None)

@@ -81,7 +81,7 @@ def run(tmp_path, config, monkeypatch):
     write_clip(tmp_path / "clip.mp4")
     folder = tmp_path / "_snapshot" / "mine"
     folder.mkdir(parents=True)
-    config.save(folder / "args.json")
+    (folder / "args.json").write_text(config.to_json())
     torch.save(
         PretrainModel(**encoder_arguments(config)).state_dict(), folder / "ckpt_violet_demo-qa_best.pt"
     )
@@ -262,7 +262,7 @@ def test_random_numbers_of_the_user_are_left_alone(run):
 
 def test_a_head_that_is_not_there_is_named(tmp_path, config):
     torch.save(ChoiceModel(**encoder_arguments(config)).state_dict(), tmp_path / "a.pt")
-    config.save(tmp_path / "args.json")
+    (tmp_path / "args.json").write_text(config.to_json())
     loaded = violet.load(tmp_path / "a.pt")
     write_clip(tmp_path / "clip.mp4")
     assert len(loaded.match(tmp_path / "clip.mp4", ["a star"])) == 1

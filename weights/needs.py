@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset import named_files, yaml_path
-from engine.processes import World
-from lib import Config, UserError, read_yaml
-from video_swin import weights_path
+from lib import Config, UserError, World
+from media.files import read_yaml
 from weights.published import published
+from weights.swin import weights_path
 
 PATIENCE = 5.0  # seconds that the hub has to answer
 TEACHER_KEYS = {  # of the targets that have a teacher with weights

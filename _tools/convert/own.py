@@ -11,7 +11,8 @@ from pathlib import Path
 
 from _tools.convert.files import Item, Splits, numbered_table
 from engine.arguments import load_config
-from lib import Config, UserError, atomic_path
+from lib import Config, UserError
+from media.files import atomic_path
 from media.kinds import file_id
 from media.tsv import read_id2lineidx
 

@@ -16,8 +16,7 @@ from transformers import BertConfig
 from agent import Agent
 from batch import Batch, Mean, Output, rank_of
 from dataset import Loader, Tokens
-from engine.processes import World
-from lib import Config
+from lib import Config, World
 from model import MlmHead, Violet, encoder_arguments, matching_head, start
 from tasks.qa.metric import accuracy
 from tasks.qa.questions import BEST, describe

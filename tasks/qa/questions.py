@@ -19,8 +19,8 @@ from torch.utils.data import default_collate
 
 from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
-from engine.processes import World
-from lib import Config, UserError, log, read_json
+from lib import Config, UserError, World, log
+from media.files import read_json
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Videos
 from tasks.qa.texts import RULES, Text

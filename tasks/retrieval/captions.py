@@ -14,8 +14,7 @@ import numpy as np
 
 from batch import Batch, Output
 from dataset import Loader, Tokens
-from engine.processes import World
-from lib import Config, UserError, log
+from lib import Config, UserError, World, log
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
 from media.tsv import BadRow, Videos
 from tasks.qa.questions import Annotation, Item, choose_splits, split_loader

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib import atomic_path
+from media.files import atomic_path
 from media.frames import Frames, even_frames
 from media.tsv import BadRow
 

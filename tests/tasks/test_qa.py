@@ -16,8 +16,7 @@ import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 from agent import Agent
 from batch import Mean, Output
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from model import PretrainModel
 from tasks.qa.metric import accuracy, interval
 from tasks.qa.model import TASK_ROWS, ChoiceModel, MaskModel
