@@ -156,6 +156,7 @@ class Agent:
         self.run = open_run(config, world)
         self.folder = self.run.folder
         report(config, sharing, self.precision, world.device)
+        self.saved = 0.0  # when the state was saved last
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
         self.due = False  # whether an evaluation comes next
@@ -283,6 +284,8 @@ class Agent:
                     batch = next(stream, None)
             except Stalled:
                 log.error("no batch has come since this process was asked to stop: it stops without one")
+                if self.world.size == 1:  # others cannot be waited for
+                    self.save_state()
                 self.leave()
             if batch is None:
                 return

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
@@ -67,6 +68,13 @@ class Tokens:
     def words(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """{text: its ids} without [CLS] and [SEP], of any length; a [MASK] in a text is one."""
         texts = sorted(set(texts)) or [""]
+        if not isinstance(self.tokenizer.backend_tokenizer.pre_tokenizer, BertPreTokenizer):
+            return self._ids(texts)
+        # BERT's words end at spaces: each word once takes a tenth of the time of each text
+        table = self._ids(sorted({word for text in texts for word in text.split(" ")}))
+        return {text: [i for word in text.split(" ") for i in table[word]] for text in texts}
+
+    def _ids(self, texts: list[str]) -> dict[str, list[int]]:
         return dict(zip(texts, self.tokenizer(texts, add_special_tokens=False).input_ids, strict=True))
 
     def one(self, word: str) -> int:
@@ -76,7 +84,7 @@ class Tokens:
 
     def exact(self, word: str) -> int:
         """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
-        found = self.tokenizer.convert_tokens_to_ids(word)
+        found: Any = self.tokenizer.convert_tokens_to_ids(word)
         return -1 if found in (None, self.tokenizer.unk_token_id) else found
 
     def check(self, vocabulary: int, positions: int) -> None:
@@ -148,9 +156,7 @@ class PretrainCorpus:
             raise UserError(f"{self.path}: {key} is neither a path nor a list of paths; see _data/README.md.")
         if len(names) > 1 and not composite:
             raise UserError(f"{self.path}: {key} is a list, but it does not say `composite: true`.")
-        with reading(
-            self.path, "a list of files", "see _data/README.md"
-        ):  # such as of a name that is too long
+        with reading(self.path, "a list of files", "see _data/README.md"):  # a name may be too long
             return named_files(self.path, content, key)
 
     def _check_is_image(self, name: str) -> None:
@@ -248,7 +254,8 @@ class PretrainCorpus:
         They follow from the pair's number alone, whatever else is in its batch.
         """
         own, rows = self.pairs[index, :2], self.first_pairs
-        number, found = min(NEGATIVES, len(rows) - 1), []
+        number = min(NEGATIVES, len(rows) - 1)
+        found: list[tuple[Tensor, Tensor]] = []
         for other in np.random.default_rng(index).permutation(rows).tolist():
             if len(found) == number:
                 break

@@ -447,8 +447,8 @@ def _umask() -> int:
 
 EMPTY = "it is empty"
 DEEPEST = 100  # levels of lists and dicts within one another that a file of text may have
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-DISK += (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG])
+DISK |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextlib.contextmanager

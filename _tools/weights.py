@@ -17,6 +17,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, equal
@@ -65,8 +66,11 @@ def check(options: argparse.Namespace) -> None:
         print(f"{options.folder} holds no weights yet; `list` says what there is.")
     print()
     for path in sorted([*ROOT.glob("_args/*.json"), *ROOT.glob("_args/_best/*.json")]):
-        missing = [need.name for need in lacking(read_args(path))]
-        state = f"lacks {', '.join(dict.fromkeys(missing))}" if missing else "can run"
+        try:
+            missing = [need.name for need in lacking(read_args(path))]
+            state = f"lacks {', '.join(dict.fromkeys(missing))}" if missing else "can run"
+        except UserError as error:
+            state = f"needs options: {error}"
         print(f"{path.relative_to(ROOT)}: {state}")
     if damaged:
         raise SystemExit(1)
@@ -156,7 +160,7 @@ def export(options: argparse.Namespace) -> None:
     with atomic_path(files[1]) as temporary:
         write_tensors(tensors, temporary)
     here = {"path_ckpt": files[0], "txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
-    places = {key: str(path) for key, path in here.items()}
+    places: dict[str, Any] = {key: str(path) for key, path in here.items()}
     dataclasses.replace(config, **places, tokenizer="").save(folder / "config.json")  # --config takes it too
     violet.tokens.tokenizer.save_pretrained(folder / "text")
     for key, place in (("txt_backbone", "text"), ("fusion_encoder", "fusion")):

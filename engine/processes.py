@@ -106,7 +106,7 @@ def distributed(config: Config) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+OPENMPI: tuple[str, ...] = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
 OPENMPI += ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
@@ -116,7 +116,8 @@ def join_mpi() -> None:
 
     Without MASTER_ADDR all processes must be on one machine; else `UserError`.
     """
-    given = next((names for names in (OPENMPI, MPICH) if all(name in os.environ for name in names)), None)
+    kinds: list[tuple[str, ...]] = [OPENMPI, MPICH]
+    given = next((names for names in kinds if all(name in os.environ for name in names)), None)
     if "WORLD_SIZE" in os.environ or given is None:
         return
     rank, size, local_rank, local_size = (os.environ[name] for name in given)

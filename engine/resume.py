@@ -247,10 +247,10 @@ def check_state(state: Any) -> None:
     for part, kind in PARTS.items():
         if type(state.get(part)) is not kind:
             raise ValueError(f"its part {part!r} is missing or no {kind.__name__}")
-    for name, kind in PROGRESS.items():
+    for name, wanted in PROGRESS.items():
         value = state["progress"].get(name)
-        if type(value) is not kind or (kind is int and not 0 <= value < 1 << 53):
-            raise ValueError(f"how far the run was ({name!r}) is missing or no {kind.__name__}")
+        if type(value) is not wanted or (isinstance(value, int) and not 0 <= value < 1 << 53):
+            raise ValueError(f"how far the run was ({name!r}) is missing or no {wanted.__name__}")
     for name in ("figures", "kept"):
         if not all(type(k) is str and type(v) in (int, float) for k, v in state["progress"][name].items()):
             raise ValueError(f"its {name} are no numbers")

@@ -6,21 +6,20 @@ which only knows the class's name. What a reader wants to be built (a tensor, sa
 """
 
 import pickletools
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MOST = 4_000_000  # operations of a pickle: an index of a million videos, a minute of a hostile file's time
-HARMLESS = (  # of the standard library; whatever else of it a file asks for is refused
-    "_codecs.encode argparse.Namespace builtins.bool builtins.bytearray builtins.bytes builtins.complex "
-    "builtins.dict builtins.float builtins.frozenset builtins.int builtins.list builtins.object builtins.set "
-    "builtins.slice builtins.str builtins.tuple collections.Counter collections.OrderedDict "
-    "collections.defaultdict collections.deque copyreg._reconstructor datetime.date datetime.datetime "
-    "datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction pathlib.Path "
-    "pathlib.PosixPath pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath "
-    "types.SimpleNamespace uuid.UUID"
-).split()
+# of the standard library; whatever else of it a file asks for is refused
+HARMLESS = re.compile(
+    r"_codecs\.encode|argparse\.Namespace|types\.SimpleNamespace|uuid\.UUID|copyreg\._reconstructor"
+    r"|builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|set|slice|str|tuple)"
+    r"|collections\.(Counter|OrderedDict|defaultdict|deque)|datetime\.(date|datetime|timedelta|timezone)"
+    r"|decimal\.Decimal|fractions\.Fraction|pathlib\.(Pure)?(Posix|Windows)?Path"
+)
 OLDER = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules under their names of Python 2
 
 
@@ -101,7 +100,7 @@ class Machine:
         except Refused:
             raise
         except Exception as error:  # operations without their values, arguments of other types, texts cut off
-            cut = any(word in str(error) for word in ("exhausted", "expected", "not enough"))
+            cut = re.search("exhausted|expected|not enough|no newline", str(error))
             raise Refused(f"its pickle is {'cut off' if cut else 'damaged'}") from error
 
     def _load(self, stream: Any) -> Any:
@@ -116,7 +115,7 @@ class Machine:
                 self.stack.append(argument)
             elif name in MADE:
                 self.stack.append(MADE[name]())
-            elif act := getattr(self, f"do_{name.lower()}", None):
+            elif act := getattr(self, f"_do_{name.lower()}", None):
                 act(argument)
             elif name not in ("PROTO", "FRAME", "STOP"):
                 raise Refused(f"its pickle has the operation {name}")
@@ -137,7 +136,9 @@ class Machine:
         """A class or function; raises `Refused` where it could run something, were it called."""
         module = OLDER.get(module, module)
         path, root = f"{module}.{name}", module.partition(".")[0]
-        if path not in HARMLESS and (root in sys.stdlib_module_names or root in ("commands", "popen2")):
+        if not HARMLESS.fullmatch(path) and (
+            root in sys.stdlib_module_names or root in ("commands", "popen2")
+        ):
             raise Refused(f"it asks for {path}, which could run code")
         return Name(path)
 
@@ -160,140 +161,121 @@ class Machine:
 
     # -- operations, by their names in pickletools
 
-    def do_mark(self, _: Any) -> None:
+    def _do_mark(self, _: Any) -> None:
         self.marks.append(self.stack)
         self.stack = []
 
-    def do_pop(self, _: Any) -> None:
+    def _do_pop(self, _: Any) -> None:
         if self.stack:
             self.stack.pop()
         else:
             self.after_mark()
 
-    def do_pop_mark(self, _: Any) -> None:
+    def _do_pop_mark(self, _: Any) -> None:
         self.after_mark()
 
-    def do_dup(self, _: Any) -> None:
+    def _do_dup(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def do_put(self, place: Any) -> None:
+    def _do_put(self, place: Any) -> None:
         self.memo[place] = self.stack[-1]
 
-    do_binput = do_long_binput = do_put
+    _do_binput = _do_long_binput = _do_put
 
-    def do_memoize(self, _: Any) -> None:
+    def _do_memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def do_get(self, place: Any) -> None:
+    def _do_get(self, place: Any) -> None:
         self.stack.append(self.memo[place])
 
-    do_binget = do_long_binget = do_get
+    _do_binget = _do_long_binget = _do_get
 
-    def do_tuple(self, _: Any) -> None:
+    def _do_tuple(self, _: Any) -> None:
         items = self.after_mark()
         self.stack.append(tuple(items))
 
-    def do_tuple1(self, _: Any) -> None:
+    def _do_tuple1(self, _: Any) -> None:
         self.stack[-1:] = [tuple(self.stack[-1:])]
 
-    def do_tuple2(self, _: Any) -> None:
+    def _do_tuple2(self, _: Any) -> None:
         self.stack[-2:] = [tuple(self.stack[-2:])]
 
-    def do_tuple3(self, _: Any) -> None:
+    def _do_tuple3(self, _: Any) -> None:
         self.stack[-3:] = [tuple(self.stack[-3:])]
 
-    def do_list(self, _: Any) -> None:
+    def _do_list(self, _: Any) -> None:
         items = self.after_mark()
         self.stack.append(items)
 
-    do_frozenset = do_list
+    _do_frozenset = _do_list
 
-    def do_dict(self, _: Any) -> None:
+    def _do_dict(self, _: Any) -> None:
         items = self.after_mark()
         self.stack.append({})
         self.fill(items)
 
-    def do_append(self, _: Any) -> None:
+    def _do_append(self, _: Any) -> None:
         item = self.stack.pop()
         self.extend([item])
 
-    def do_appends(self, _: Any) -> None:
+    def _do_appends(self, _: Any) -> None:
         items = self.after_mark()
         self.extend(items)
 
-    do_additems = do_appends
+    _do_additems = _do_appends
 
-    def do_setitem(self, _: Any) -> None:
+    def _do_setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.fill([key, value])
 
-    def do_setitems(self, _: Any) -> None:
+    def _do_setitems(self, _: Any) -> None:
         items = self.after_mark()
         self.fill(items)
 
-    def do_global(self, path: str) -> None:
+    def _do_global(self, path: str) -> None:
         self.stack.append(self.named(*path.split(" ", 1)))
 
-    def do_stack_global(self, _: Any) -> None:
+    def _do_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(self.named(str(module), str(name)))
 
-    def do_reduce(self, _: Any) -> None:
+    def _do_reduce(self, _: Any) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
         self.stack.append(self.make(kind, arguments))
 
-    do_newobj = do_reduce
+    _do_newobj = _do_reduce
 
-    def do_newobj_ex(self, _: Any) -> None:
+    def _do_newobj_ex(self, _: Any) -> None:
         _, arguments, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.stack.append(self.make(kind, arguments))
 
-    def do_inst(self, path: str) -> None:
+    def _do_inst(self, path: str) -> None:
         items = self.after_mark()
         self.stack.append(self.make(self.named(*path.split(" ", 1)), tuple(items)))
 
-    def do_obj(self, _: Any) -> None:
+    def _do_obj(self, _: Any) -> None:
         kind, *items = self.after_mark()
         self.stack.append(self.make(kind, tuple(items)))
 
-    def do_build(self, _: Any) -> None:
+    def _do_build(self, _: Any) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Foreign):
             self.stack[-1].state = state
 
-    def do_persid(self, key: Any) -> None:
+    def _do_persid(self, key: Any) -> None:
         if self.persistent is None:
             raise Refused("it leads to data outside of it")
         self.stack.append(self.persistent(key))
 
-    def do_binpersid(self, _: Any) -> None:
-        self.do_persid(self.stack.pop())
+    def _do_binpersid(self, _: Any) -> None:
+        self._do_persid(self.stack.pop())
 
 
-PUSHED = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-    ]
+VALUE = re.compile(
+    r"(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_)?(BIN)?STRING|(SHORT_)?BINBYTES8?|BYTEARRAY8"
+    r"|(SHORT_)?(BIN)?UNICODE8?"
 )
+PUSHED = frozenset(op.name for op in pickletools.opcodes if VALUE.fullmatch(op.name))
 MADE: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,

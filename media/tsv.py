@@ -3,6 +3,7 @@
 import mmap
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,7 +215,9 @@ class Scalar(NamedTuple):
     content: Any
 
 
-NUMPY = {f"numpy.{core}.multiarray.scalar": Scalar for core in ("core", "_core")}
+NUMPY: dict[str, Callable[..., Any]] = {
+    f"numpy.{core}.multiarray.scalar": Scalar for core in ("core", "_core")
+}
 NUMPY |= {"numpy.dtype": lambda kind, *_: Foreign(f"numpy.dtype {kind}")}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path
+from lib import MISTAKE, Config, UserError, atomic_path
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "_args").rglob("*.json"))
@@ -136,7 +136,7 @@ def test_an_error_ends_a_script_with_its_message_alone():
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 1
+    assert run.returncode == MISTAKE
     assert run.stderr.startswith("config key 'size_bacth' is unknown; did you mean 'size_batch'")
 
 

@@ -268,7 +268,7 @@ def peak() -> int:
 
 def tried(path: Path, read: Read, mutate: Callable[[bytes, int], bytes], cases: int) -> dict[str, Any]:
     """What became of the mutations of a file, in the words of the figures."""
-    whole, others = path.read_bytes(), {p for p in path.parent.iterdir()}
+    whole, others = path.read_bytes(), set(path.parent.iterdir())
     figures: dict[str, Any] = dict.fromkeys(("tried", "clear", "read", "hangs", "peak"), 0)
     figures |= {"tracebacks": [], "slowest": 0.0}
     signal.signal(signal.SIGALRM, late)

@@ -77,8 +77,9 @@ def read_bert(name: str) -> BertForMaskedLM:
     except UserError:
         raise
     except Exception as error:  # the library raises any kind
+        reason = why(file, error) if file else words_of(error)
         raise UserError(
-            f"BERT {name!r} has no weights that can be read ({why(file, error) if file else words_of(error)}); to train without, set "
+            f"BERT {name!r} has no weights that can be read ({reason}); to train without, set "
             "txt_backbone_rand_init and fusion_encoder_rand_init."
         ) from error
     missing = sorted(found["missing_keys"])

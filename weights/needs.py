@@ -109,8 +109,8 @@ def weights(config: Config) -> Iterator[Need]:
     if config.path_ckpt:
         yield Need("path_ckpt", config.path_ckpt)
     elif config.vis_backbone_init != "random":
-        path = weights_path(config.vis_backbone_size, config.vis_backbone_init, config.kinetics)
-        yield Need("vis_backbone_path", config.vis_backbone_path or str(path))
+        sizes = (config.vis_backbone_size, config.vis_backbone_init, config.kinetics)
+        yield Need("vis_backbone_path", config.vis_backbone_path or str(weights_path(*sizes)))
     for key, random in (
         ("txt_backbone", config.txt_backbone_rand_init),
         ("fusion_encoder", config.fusion_encoder_rand_init),

@@ -1,4 +1,4 @@
-"""Files of tensors, read as data: no code in them is executed, and declared sizes are checked before memory is used.
+"""Files of tensors, read as data: no code is executed, and declared sizes are checked before memory is used.
 
 Three layouts are known by their first bytes: safetensors, the zip archive of `torch.save`, and its layout
 before torch 1.6. The checksums of an archive are verified (700 MB take about a second). Tensors are mapped
@@ -56,9 +56,9 @@ TODO = "fetch or save it again"
 def read_tensors(path: str | Path, what: str = "a checkpoint of tensors") -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, and nothing else: no code in the file is executed.
 
-    Takes a file of `torch.save` or safetensors, or a folder that holds one (see `checkpoint_in`): a flat state
-    dict, one under a key of `NESTED` (such as a run's `last.pt`), or a pickled module. Prefixes that all names
-    have (`PREFIXES`) are left out. The log names what else was in the file. Raises `UserError`.
+    Takes a file of `torch.save` or safetensors, or a folder that holds one (see `checkpoint_in`): a flat
+    state dict, one under a key of `NESTED` (such as a run's `last.pt`), or a pickled module. Prefixes that
+    all names have (`PREFIXES`) are left out. The log names what else was in the file. Raises `UserError`.
     """
     path = checkpoint_in(Path(path))
     with reading(path, what, TODO):
@@ -264,7 +264,7 @@ def place_of(part: zipfile.ZipInfo, data: np.ndarray) -> tuple[int, int]:
     start = part.header_offset + 30 + sum(lengths)
     end = start + part.file_size
     stored = data[part.header_offset + 30 : part.header_offset + 30 + lengths[0]].tobytes()
-    if stored != name or end > len(data) or zlib.crc32(data[start:end]) != part.CRC:
+    if stored != name or end > len(data) or zlib.crc32(data[start:end].data) != part.CRC:
         raise Refused(f"it is damaged: the checksum of {part.filename} is another")
     return start, end
 
@@ -272,9 +272,9 @@ def place_of(part: zipfile.ZipInfo, data: np.ndarray) -> tuple[int, int]:
 def load_legacy(path: Path) -> tuple[Any, dict[str, int]]:
     """The content of the layout before torch 1.6.
 
-    That is a pickle each of a magic number, a version, the system, the content, and the storages' keys; then of
-    each storage how many numbers it has (8 bytes) and the numbers. The content is read twice: its storages'
-    places are only known after it.
+    That is a pickle each of a magic number, a version, the system, the content, and the storages' keys; then
+    of each storage how many numbers it has (8 bytes) and the numbers. The content is read twice: its
+    storages' places are only known after it.
     """
     data = np.memmap(path, np.uint8, "c")
     size = path.stat().st_size
@@ -286,7 +286,7 @@ def load_legacy(path: Path) -> tuple[Any, dict[str, int]]:
             Machine({name: lambda *_: None for name in BUILT}, claims.find).load(stream)
             places = claims.places(Machine().load(stream), stream.tell(), size)
         except Refused as error:
-            if "cut off" in str(error):
+            if str(error) == "its pickle is cut off":
                 raise Refused(f"it is cut off ({size} bytes)") from error
             raise
         stream.seek(begin)
@@ -307,9 +307,10 @@ class Storage:
 
 
 def storage_key(key: Any) -> tuple[torch.dtype, str, int, int, int] | None:
-    """("storage", type, key, location, numbers[, view]) -> type, key, numbers, and a view's start and numbers.
+    """A storage's id in a pickle -> type, key, numbers, and a view's start and numbers.
 
-    None for a type that is not known. Raises `Refused` for anything else.
+    The id is ("storage", type, key, location, numbers[, view]). None for a type that is not known. Raises
+    `Refused` for anything else.
     """
     if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
         raise Refused("it refers to data that are no storage")
@@ -357,7 +358,10 @@ class Claims:
 
 
 class Storages:
-    """Tensors as views of a mapped file; `place(key)` gives the first byte of a storage and that after its last."""
+    """Tensors as views of a mapped file.
+
+    `place(key)` gives the first byte of a storage, and the byte after its last.
+    """
 
     def __init__(self, data: np.ndarray, place: Callable[[str], tuple[int, int]]) -> None:
         self.data, self.place = data, place

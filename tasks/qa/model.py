@@ -153,8 +153,8 @@ class MaskModel(QuestionModel):
 
     def forward(self, batch: Batch) -> Output:
         """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""
-        given = (batch[name] for name in ("img", "txt", "mask", "place"))
-        logits = self.logits(*given, batch.get("prompt"))
+        img, txt, mask, place = (batch[name] for name in ("img", "txt", "mask", "place"))
+        logits = self.logits(img, txt, mask, place, batch.get("prompt"))
         return self.choose(logits, batch, self.choices)  # Deviation 7
 
 

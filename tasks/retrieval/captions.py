@@ -54,7 +54,10 @@ def read_captions(
             )
         captions.append(Caption(str(item["video"]), tuple(sentence.strip() for sentence in sentences)))
     if first and not join:
-        return list({caption.video: caption for caption in reversed(captions)}.values())[::-1]
+        firsts: dict[str, Caption] = {}
+        for caption in captions:
+            firsts.setdefault(caption.video, caption)
+        return list(firsts.values())
     if not join:
         return captions
     joined: dict[str, tuple[str, ...]] = {}

@@ -61,7 +61,7 @@ class Blocks:
         return np.load(self.path(number), allow_pickle=False)
 
     def claim(self, world: World) -> None:
-        """Lock the folder until the process ends. Raises `UserError` while another evaluation writes there."""
+        """Lock the folder until the process ends. Raises `UserError` if another evaluation writes there."""
         if world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = hold(self.folder / "lock")
