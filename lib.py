@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-# torch takes two seconds to import: a mistake in a command is told before. The ranges
-if TYPE_CHECKING:  # are checked when a config is read; a type checker needs the plain types
+# Importing torch takes two seconds, and a mistake in a command is to be told before. The ranges are checked when
+# a config is read; a type checker needs the plain types.
+if TYPE_CHECKING:
     from typing import TypeAlias
 
     import torch

@@ -66,6 +66,8 @@ def open_run(config: Config, world: World) -> Run:
         raise found
     if found is None:
         folder = make_run_folder(config, world)
+        if world.is_main and config.size_epoch:
+            link_latest(folder)
         return Run(folder, lock=hold(folder) if world.is_main else None)
     start_log(world, found)
     describe_machine(world)
@@ -95,14 +97,13 @@ def make_run_folder(config: Config, world: World) -> Path:
     if world.is_main:
         with atomic_path(folder / "args.json") as temporary:
             temporary.write_text(config.to_json())
-        link_latest(folder)
     start_log(world, folder)
     describe_machine(world)
     return folder
 
 
 def link_latest(folder: Path) -> None:
-    """Make `latest` beside the run folders lead to this one."""
+    """Make `latest` beside the run folders lead to this one, the newest that trains."""
     temporary = folder.with_name(f".latest{folder.name}")
     with contextlib.suppress(OSError):  # not all file systems have links
         temporary.symlink_to(folder.name)

@@ -55,7 +55,8 @@ def table(head: str, row: str, videos: int = 5) -> str:
 def test_one_command_then_the_printed_one(own, monkeypatch, tmp_path, script):
     said = own(table(*TABLES[script]))
     assert "train 3 of 3 videos, val 1 of 1 videos, test 1 of 1 videos" in said
-    *_, check, command = said.splitlines()
+    check, command, *ranked = [line for line in said.splitlines() if line.startswith("    python ")]
+    assert len(ranked) == (script == "main_retrieval_tsv.py")
     assert check.split()[:2] == ["python", "_tools/check_data.py"]
     python, named, *arguments = command.split()
     assert (python, named) == ("python", script)
