@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-# Importing torch takes two seconds, and a mistake in a command is to be told before. The ranges are checked when
+# Importing torch takes two seconds, and a mistake in a command is to be told before. Ranges are checked when
 # a config is read; a type checker needs the plain types.
 if TYPE_CHECKING:
     from typing import TypeAlias
