@@ -22,7 +22,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from batch import Batch, Mean, Output
 from dataset import Loader
-from engine.memory import peak_memory
 from engine.parallel import (
     AMP,
     choose_parallel,
@@ -34,8 +33,7 @@ from engine.parallel import (
     report,
     wrap,
 )
-from engine.processes import World
-from engine.profiling import Profile
+from engine.profiling import Profile, peak_memory
 from engine.recorder import Averages, Recorder, stack
 from engine.resume import (
     AGAIN,
@@ -52,8 +50,9 @@ from engine.resume import (
 )
 from engine.runs import BEFORE, FINISHED, STATE, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stalled, Stop, obeyed
-from lib import Config, UserError, log, reading
+from engine.signals import Stalled, Stop, leave_signals, obeyed
+from lib import Config, UserError, World, log
+from media.files import reading
 from media.frames import normalise
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
@@ -140,6 +139,7 @@ class Agent:
         describe: Callable[[Batch, Output], Sequence[Row]] = lambda *_: [],
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
         timers: Callable[[], dict[str, float]] = dict,
+        multiples: Mapping[tuple[str, ...], float] | None = None,
     ) -> None:
         self.config, self.world, self.prepare = config, world, prepare
         self.describe, self.metric, self.timers = describe, metric, timers
@@ -149,13 +149,13 @@ class Agent:
         if config.compile:
             compile_encoders(self.model)
         self.wrapped = wrap(self.model, world, sharing)
-        multiples = (config.vis_backbone_lr_mul, config.mvm_lr_mul)
-        groups = parameter_groups(self.model, config.lr, config.decay, *multiples)
+        groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul, multiples)
         self.optimizer = make_optimizer(groups, config.lr, sharing)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.run = open_run(config, world)
         self.folder = self.run.folder
         report(config, sharing, self.precision, world.device)
+        self.saved = 0.0  # when the state was saved last
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
         self.due = False  # whether an evaluation comes next
@@ -179,6 +179,9 @@ class Agent:
         splits = {"val": val, "test": test} if best else {"": val}
         # not by its truth: that of a process which has none of a split's batches is false
         loaders = {name: loader for name, loader in splits.items() if loader is not None}
+        for loader in (train, *loaders.values()):
+            if loader is not None:
+                loader.start_worker = leave_signals
         with self.running():
             if not self.run.resumed and (config.eval_start or not self.total or (best and config.path_ckpt)):
                 self.figures = self.evaluate_all(loaders, epoch=0)

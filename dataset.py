@@ -22,11 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import AutoTokenizer
 
 from batch import SpecialTokens
-from engine.memory import give_back_freed_memory
-from engine.processes import World
-from engine.signals import ignored
-from lib import Config, UserError, check_file, log, parse_json, read_yaml, reading
+from lib import Config, UserError, World, log
 from masking import NEGATIVES
+from media.files import check_file, parse_json, read_yaml, reading
 from media.frames import Transform, read_clip, row_frames
 from media.tsv import BadRow, Tsv, read_numbers
 
@@ -84,7 +82,7 @@ class Tokens:
 
     def exact(self, word: str) -> int:
         """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
-        found = self.tokenizer.convert_tokens_to_ids(word)
+        found: Any = self.tokenizer.convert_tokens_to_ids(word)
         return -1 if found in (None, self.tokenizer.unk_token_id) else found
 
     def check(self, vocabulary: int, positions: int) -> None:
@@ -241,9 +239,12 @@ class PretrainCorpus:
         if fields[0].decode(errors="replace") != name:
             raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
         try:
-            return str(parse_json(fields[1])[number]["caption"])
+            text = parse_json(fields[1])[number]["caption"]
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
+        if not isinstance(text, str):
+            raise BadRow(f"{tsv.path} row {row}: caption {number} is {text!r}, which is no text")
+        return text
 
     def others(self, index: int) -> dict[str, Tensor]:
         """Texts of other clips of the split, for video-text matching in evaluation: min(clips, 4) - 1.
@@ -251,7 +252,8 @@ class PretrainCorpus:
         They follow from the pair's number alone, whatever else is in its batch.
         """
         own, rows = self.pairs[index, :2], self.first_pairs
-        number, found = min(NEGATIVES, len(rows) - 1), []
+        number = min(NEGATIVES, len(rows) - 1)
+        found: list[tuple[Tensor, Tensor]] = []
         for other in np.random.default_rng(index).permutation(rows).tolist():
             if len(found) == number:
                 break
@@ -457,7 +459,7 @@ class Loader:
     ) -> None:
         self.dataset, self.batches, self.max_bad_ratio = dataset, batches, max_bad_ratio
         self.bad: dict[tuple[str, int], str] = {}  # (corpus, pair) -> reason, of this process's batches
-        self.started = False  # whether there are worker processes
+        self.start_worker: Callable[[int], None] | None = None  # called in each worker process
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -466,7 +468,6 @@ class Loader:
             generator=torch.Generator().manual_seed(0),  # else each start of an epoch draws from dropout's
             pin_memory=pin,
             persistent_workers=n_workers > 0,
-            worker_init_fn=ignored,
         )
 
     def __len__(self) -> int:
@@ -479,9 +480,7 @@ class Loader:
         """
         self.batches.epoch, self.batches.skip = epoch, skip
         known = len(self.bad)
-        if self.loader.num_workers and not self.started:
-            give_back_freed_memory()
-            self.started = True
+        self.loader.worker_init_fn = self.start_worker
         for batch in workers_alive(self.loader):
             for corpus, index, reason in zip(
                 batch["corpus"], batch["index"].tolist(), batch["bad"], strict=True

@@ -24,7 +24,7 @@ def main() -> None:
     from agent import Agent
     from dataset import Tokens, pretrain_loader
     from engine.processes import distributed
-    from model import PretrainModel
+    from model import MVM_HEADS, PretrainModel
     from tasks.pretraining import describe, mask
     from weights.needs import check_needs
 
@@ -45,6 +45,7 @@ def main() -> None:
             prepare=functools.partial(mask, model=model, config=config, tokens=tokens),
             describe=functools.partial(describe, tokens=tokens),
             timers=model.teacher_seconds,
+            multiples={MVM_HEADS: config.mvm_lr_mul},
         )
         agent.fit(train, val)
 

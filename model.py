@@ -6,7 +6,7 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -16,13 +16,14 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
-from layers.fusion import FusionEncoder, initialise_bert, put, visible
+from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
 from lib import Config, UserError, log
 from mvm_targets import make_targets, name_heads
 from teachers.base import Teacher, make_teachers
-from video_swin import SIZES, Size, VideoSwin, load_backbone, weights_path
+from video_swin import SIZES, Block, Size, VideoSwin
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import Report, load_checkpoint
+from weights.swin import load_backbone, weights_path
 
 MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in checkpoints
 
@@ -130,6 +131,7 @@ class Violet(nn.Module):
     `fusion` and `text` are the BERTs whose encoder and whose embeddings are used.
     """
 
+    fsdp_units: ClassVar[tuple[type[nn.Module], ...]] = (Block, FusionLayer)  # joined one at a time
     extra_weights: tuple[str, ...] = ()  # parameters outside heads that the task reads
 
     def __init__(

@@ -4,10 +4,8 @@ Time is never down-sampled: one zero frame is appended and the patch embedding s
 Parameter names are those of the published weights.
 """
 
-import math
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -15,12 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
-
-from layers.attention import attention
-from layers.feed_forward import gelu_linear
-from lib import UserError
-from weights.checkpoint import INDEX, TABLE, Report, load_tensors, resize_table, window_of
-from weights.tensor_files import read_tensors
 
 Dims = tuple[int, int, int]  # time, height, width
 
@@ -77,7 +69,7 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
     """
     if torch.compiler.is_compiling():  # its tensors are stand-ins
         return make_shift_mask(dims, window, shift, device)
-    key = (tuple(dims), window, shift, device)
+    key = (cast(Dims, tuple(dims)), window, shift, device)
     mask = SHIFT_MASKS.get(key)
     if mask is None:
         with torch.inference_mode(False):  # kept for later calls, which may train
@@ -126,7 +118,7 @@ class WindowAttention(nn.Module):
             layout = "b (w h) n d"
             bias = rearrange(bias + mask[:, None], "w h n m -> (w h) n m")
         q, k, v = rearrange(self.qkv(x), f"b w n (three h d) -> three {layout}", three=3, h=self.heads)
-        x = attention(q, k, v, bias[None].to(q.dtype))
+        x = F.scaled_dot_product_attention(q, k, v, bias[None].to(q.dtype))
         return self.proj(rearrange(x, f"{layout} -> b w n (h d)", w=windows, h=self.heads))
 
 
@@ -143,7 +135,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return gelu_linear(self.fc1(x), self.fc2)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -269,87 +261,3 @@ class VideoSwin(nn.Module):
         for stage in self.layers:
             x = stage(x, self.use_checkpoint and self.training)
         return rearrange(self.norm(x), "b t h w c -> b c t h w")
-
-
-# -------------------------------------------------------------------------------------------- weights
-
-
-def weights_path(size: str, init: str, kinetics: int) -> Path:
-    """Where the published weights of a size are looked for; `UserError` if none were published."""
-    if init == "2d":
-        return Path(f"_snapshot/swin_{size}_patch4_window7_224_22k.pth")
-    kinetics = 600 if kinetics == -1 else kinetics
-    editions = {"tiny": (400,), "small": (400,), "base": (400, 600)}.get(size, ())
-    if kinetics not in editions:
-        there = f"there are some for --kinetics {editions[0]}" if editions else "there are none of that size"
-        raise UserError(
-            f"no Video Swin weights were published for vis_backbone_size {size} and kinetics {kinetics}: "
-            f"{there}. vis_backbone_path names a file of your own, vis_backbone_init random needs none."
-        )
-    data = "22k" if size == "base" else "1k"
-    return Path(f"_snapshot/swin_{size}_patch244_window877_kinetics{kinetics}_{data}.pth")
-
-
-def load_backbone(swin: VideoSwin, init: str, path: str | Path) -> Report:
-    """Load published weights: a Video Swin's (`init` "3d") or an image Swin's, inflated over time ("2d")."""
-    tensors = read_tensors(path)
-    taken = inflate(tensors, swin) if init == "2d" else of_video_swin(tensors, path)
-    left = {key.removeprefix("backbone.").removeprefix("enc_img.swin.") for key in tensors} - taken.keys()
-    return load_tensors(swin, taken, source=f"video encoder {path}", ignored=sorted(left))
-
-
-def read_video_swin(path: Path) -> dict[str, Tensor]:
-    """A Video Swin's tensors, under our names; see `of_video_swin`."""
-    return of_video_swin(read_tensors(path), path)
-
-
-def of_video_swin(tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """A Video Swin's tensors, under our names.
-
-    From "backbone.*" (beside "cls_head.*"), as published, or from a VIOLET checkpoint.
-    """
-    for prefix in ("backbone.", "enc_img.swin."):
-        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if found:
-            return found
-    raise UserError(
-        f"{path} has no key under 'backbone.' or 'enc_img.swin.': it is neither a Video Swin checkpoint nor "
-        "one of VIOLET."
-    )
-
-
-def size_of(tensors: dict[str, Tensor], source: str) -> Size:
-    """Which of `SIZES` a Video Swin's tensors are of; raises `UserError` if none."""
-    norm = tensors.get("patch_embed.norm.weight", torch.empty(0))
-    blocks = {tuple(key.split(".")[1:4:2]) for key in tensors if ".blocks." in key}  # layers.S.blocks.B.
-    depths = Counter(stage for stage, _ in blocks)
-    found = (len(norm), tuple(depths[stage] for stage in sorted(depths)))
-    for size in SIZES.values():
-        if (size.embed_dim, size.depths) == found:
-            return size
-    raise UserError(
-        f"{source} is {found[0]} wide with {'-'.join(map(str, found[1]))} blocks: "
-        f"not one of {', '.join(SIZES)}."
-    )
-
-
-def inflate(tensors: dict[str, Tensor], swin: VideoSwin) -> dict[str, Tensor]:
-    """An image Swin's tensors -> those of a Video Swin that treats a still clip like its picture.
-
-    The patch kernel is shared out over time; the bias of a place, resized to the window's places, is
-    repeated for every distance in time. What is not of a picture's shape is left for the report to name.
-    """
-    own, taken = swin.state_dict(), {}
-    for name, tensor in tensors.items():
-        if name.startswith("head.") or name.endswith(("attn_mask", INDEX)):
-            continue
-        if name == "patch_embed.proj.weight" and tensor.dim() == 4:
-            depth = own[name].shape[2]
-            tensor = (tensor[:, :, None] / depth).expand(-1, -1, depth, -1, -1)
-        elif name.endswith(TABLE) and name in own and tensor.dim() == 2:
-            window = window_of(own[name], own[name.removesuffix(TABLE) + INDEX])
-            side = (math.isqrt(len(tensor)) + 1) // 2
-            if window and (2 * side - 1) ** 2 == len(tensor) and tensor.shape[1] == own[name].shape[1]:
-                tensor = resize_table(tensor, (1, side), (1, window[1])).repeat(2 * window[0] - 1, 1)
-        taken[name] = tensor
-    return taken

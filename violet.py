@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ from torch import Tensor
 from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, read_json, run_script
+from lib import KEYS, Config, UserError, run_script
 from media.decoding import SAME, is_picture, to_rgb
+from media.files import read_json
 from media.frames import Linked, Transform, even_frames, normalise
 from media.kinds import as_arguments
 from media.tsv import BadRow
@@ -83,7 +84,7 @@ class Pretrained:
         at. Raises `UserError` for what cannot be read.
         """
         if is_batch(video):
-            clips = [self._clip(one, start, end) for one in video]
+            clips = [self._clip(one, start, end) for one in cast(Sequence[Video], video)]
             if len({len(clip) for clip in clips}) != 1:
                 raise UserError("a batch is of videos or of pictures, at least one: encode them apart.")
             return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))

@@ -24,7 +24,8 @@ import root  # noqa: F401
 from _tools.convert import captions as captions
 from _tools.convert import questions as questions
 from _tools.convert.files import Item, Public
-from lib import UserError, atomic_path, lookup, run_script
+from lib import UserError, lookup, run_script
+from media.files import atomic_path
 from media.kinds import as_arguments, file_id
 from media.tsv import Tsv, read_id2lineidx, write_lineidx
 from tasks.qa.questions import fault_of_texts

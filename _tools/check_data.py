@@ -25,7 +25,8 @@ import root  # noqa: F401
 from _tools.convert.checks import Report, Sample, check_downstream, check_pretrain
 from dataset import Tokens
 from engine.arguments import load_config
-from lib import Config, UserError, atomic_path, log, run_script
+from lib import Config, UserError, log, run_script
+from media.files import atomic_path
 
 SIDE = 128  # pixels of a frame on the contact sheet, its longer side
 TEXT = 40  # pixels of the text below frames

@@ -42,7 +42,8 @@ from tqdm import tqdm
 import root  # noqa: F401
 from _tools.convert.clips import Item, Row, Sampling, make_row
 from _tools.convert.sources import read_items
-from lib import UserError, writing
+from lib import UserError, run_script
+from media.files import writing
 from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
@@ -438,6 +439,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     try:
-        main()
+        run_script(main)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import root  # noqa: F401
-from lib import UserError, atomic_path, run_script
+from _tools.convert.marked import END, START, split
+from lib import run_script
+from media.files import atomic_path
 
 BEST = Path(__file__).resolve().parents[1] / "_args" / "_best"
-START, END = "<!-- results -->", "<!-- end of results -->"
 HEAD = "| task | figure | paper | released checkpoint | here |\n| --- | --- | --- | --- | --- |"
 RECALL = ("t2v_r1", "t2v_r5", "t2v_r10")
 # config of `_args/_best/`: what the paper says, and what its released checkpoint reaches
@@ -79,15 +80,6 @@ def cell_of(figures: dict[str, float]) -> str:
         return " / ".join(f"{100 * figures[name]:.1f}" for name in RECALL)
     score = figures.get("test_acc_adjusted", figures.get("test_acc"))
     return "" if score is None or "test_acc_t2v" in figures else f"{100 * score:.1f}"
-
-
-def split(text: str, path: Path, start: str = START, finish: str = END) -> tuple[str, str, str]:
-    """A page before, within and behind the table that two marks enclose."""
-    before, mark, rest = text.partition(start)
-    within, end, behind = rest.partition(finish)
-    if not mark or not end:
-        raise UserError(f"{path} has no table between {start} and {finish}.")
-    return before, within, behind
 
 
 def cells(within: str) -> dict[str, str]:

@@ -35,9 +35,10 @@ from _tools.convert.sources import find_files
 from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, parse_json, run_script, shown, writing
+from lib import Config, UserError, run_script, shown
+from media.files import atomic_path, parse_json, writing
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
-from media.kinds import as_arguments, printable
+from media.kinds import as_arguments
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.model import RetrievalModel
@@ -71,7 +72,7 @@ class Source:
         """The file of its features, one for each folder or TSV."""
         place = self.path.resolve()
         digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
-        return self.cache / f"{printable(place.stem)}-{digest}.safetensors"
+        return self.cache / f"{shown(place.stem)}-{digest}.safetensors"
 
 
 def open_source(path: Path, config: Config, cache: Path) -> Source:
@@ -80,7 +81,7 @@ def open_source(path: Path, config: Config, cache: Path) -> Source:
         found = [file for file, kind in find_files(path) if kind == "video"]
         files = {str(file.relative_to(path)): file for file in found}
         for name in [name for name in files if not name.isprintable()]:  # features are kept by name, in UTF-8
-            print(f"left out: {printable(name)}: its name is no printable UTF-8; rename it", file=sys.stderr)
+            print(f"left out: {shown(name)}: its name is no printable UTF-8; rename it", file=sys.stderr)
             del files[name]
         if not files:
             raise UserError(f"{path}: no video file in it.")

@@ -30,8 +30,9 @@ from agent import seeded, to_device
 from dataset import PretrainCorpus, Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import Config, UserError, atomic_path, run_script
+from lib import Config, UserError, run_script
 from masking import mask_batch
+from media.files import atomic_path
 from media.frames import Transform, decode_frame
 from media.kinds import file_id
 from model import PretrainModel

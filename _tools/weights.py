@@ -17,6 +17,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, equal
@@ -25,7 +26,8 @@ import root  # noqa: F401
 from _tools.convert.download import Wanted, fetch, sha256_of
 from engine.arguments import load_config
 from engine.resume import write_tensors
-from lib import Config, UserError, atomic_path, lookup, read_json, run_script, writing
+from lib import Config, UserError, lookup, run_script
+from media.files import atomic_path, read_json, writing
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored
@@ -65,8 +67,11 @@ def check(options: argparse.Namespace) -> None:
         print(f"{options.folder} holds no weights yet; `list` says what there is.")
     print()
     for path in sorted([*ROOT.glob("_args/*.json"), *ROOT.glob("_args/_best/*.json")]):
-        missing = [need.name for need in lacking(read_args(path))]
-        state = f"lacks {', '.join(dict.fromkeys(missing))}" if missing else "can run"
+        try:
+            missing = [need.name for need in lacking(read_args(path))]
+            state = f"lacks {', '.join(dict.fromkeys(missing))}" if missing else "can run"
+        except UserError as error:
+            state = f"needs options: {error}"
         print(f"{path.relative_to(ROOT)}: {state}")
     if damaged:
         raise SystemExit(1)
@@ -156,8 +161,10 @@ def export(options: argparse.Namespace) -> None:
     with atomic_path(files[1]) as temporary:
         write_tensors(tensors, temporary)
     here = {"path_ckpt": files[0], "txt_backbone": folder / "text", "fusion_encoder": folder / "fusion"}
-    places = {key: str(path) for key, path in here.items()}
-    dataclasses.replace(config, **places, tokenizer="").save(folder / "config.json")  # --config takes it too
+    places: dict[str, Any] = {key: str(path) for key, path in here.items()}
+    (folder / "config.json").write_text(
+        dataclasses.replace(config, **places, tokenizer="").to_json()
+    )  # --config takes it too
     violet.tokens.tokenizer.save_pretrained(folder / "text")
     for key, place in (("txt_backbone", "text"), ("fusion_encoder", "fusion")):
         copy_sizes(getattr(config, key), folder / place)

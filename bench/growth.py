@@ -22,7 +22,6 @@ from transformers import BertConfig
 
 from bench.measure import ROOT, flops, seconds
 from bench.train_step import make_batch
-from engine.memory import prepare_memory
 from engine.parallel import wrap
 from engine.processes import distributed
 from lib import Config, run_script
@@ -139,7 +138,6 @@ def main() -> None:
     if parser.parse_args().worker:
         worker()
         return
-    prepare_memory(CPU, spare=False)
     found = curves()
     names = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), layout="constrained")

@@ -30,9 +30,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from bench.measure import ROOT, bandwidth, flops, fresh, matrix_rate, rival_seconds, seconds
 from bench.train_step import make_batch
-from engine.memory import peak_memory, prepare_memory
 from engine.parallel import AMP
 from engine.processes import choose_device
+from engine.profiling import peak_memory
 from lib import Config, run_script
 from media.frames import Transform, normalise, read_clip
 from model import PretrainModel
@@ -301,7 +301,6 @@ FLOAT32_ALONE = ("hog", "loader", "loader_large")  # what no precision changes
 def one(name: str, amp: str) -> Row:
     """A measurement and the ceilings, in this process."""
     device = choose_device("auto")
-    prepare_memory(device, spare=name == "step_checkpointed")  # as a run does
     torch.manual_seed(0)
     row = CASES[name](amp, device)
     row = {"memory": peak_memory(device), **row}

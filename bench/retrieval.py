@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from bench.measure import matrix_rate
-from engine.memory import peak_memory
 from engine.processes import choose_device
+from engine.profiling import peak_memory
 from lib import run_script
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once

@@ -17,9 +17,9 @@ from transformers import BertConfig
 from agent import seeded
 from batch import SpecialTokens
 from bench.measure import flops, matrix_rate
-from engine.memory import peak_memory, prepare_memory
 from engine.parallel import AMP
 from engine.processes import choose_device
+from engine.profiling import peak_memory
 from lib import run_script
 from masking import mask_batch
 from model import PretrainModel
@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = choose_device(options.device)
-    prepare_memory(device, spare=options.use_checkpoint)  # as a run does
     dtype = AMP.get(options.amp, torch.float32)
     ceiling = matrix_rate(device, dtype)
     bert = BertConfig()

@@ -27,7 +27,8 @@ from tqdm import tqdm
 from demo.world import BEHAVIOURS, COLOURS, OUTLINES
 from engine.processes import choose_device, seed_everything
 from engine.schedule import warmup_linear
-from lib import UserError, atomic_path, run_script
+from lib import UserError, run_script
+from media.files import atomic_path
 from media.frames import Transform, decode_frame, even_frames, normalise, random_frames
 from media.tsv import Tsv
 from video_swin import SIZES, VideoSwin

@@ -36,7 +36,8 @@ import cv2
 from tqdm import tqdm
 
 from demo.world import FRAMES, SETS, TEXTURES, Object, Scene, choose_scenes, render
-from lib import atomic_path, run_script
+from lib import run_script
+from media.files import atomic_path
 
 WORLD_VERSION = 4  # raise it when a change alters pictures or captions: finished sets are then drawn again
 FRAMES_PER_SECOND = 8

@@ -24,7 +24,8 @@ from typing import Any
 
 from demo.make import COLOUR_WORDS, SHAPE_WORDS
 from demo.world import BEHAVIOURS, CAPTIONED_SETS, MOVES, Object, Scene, load_scenes
-from lib import UserError, atomic_path, run_script
+from lib import UserError, run_script
+from media.files import atomic_path
 
 OPTIONS = 5
 NUMBERS = ("zero", "one", "two", "three")

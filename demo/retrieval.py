@@ -16,7 +16,8 @@ import json
 from pathlib import Path
 
 from demo.world import CAPTIONED_SETS
-from lib import UserError, atomic_path, run_script
+from lib import UserError, run_script
+from media.files import atomic_path
 
 
 def pairs_of(path: Path) -> list[dict[str, str]]:

@@ -26,7 +26,8 @@ from typing import Any
 from demo import report as demo_report
 from demo.scores import pretraining_table, question_chances, task_table
 from demo.stages import Failed, Job, Stage, cores, run_all
-from lib import atomic_path, run_script
+from lib import run_script
+from media.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "_args/demo-pretrain.json"

@@ -16,9 +16,9 @@ import torch
 from agent import sample_seeds, to_device
 from dataset import Tokens, pretrain_loader
 from engine.arguments import load_config
-from engine.processes import World
-from lib import Config, atomic_path, run_script
+from lib import Config, World, run_script
 from masking import NEGATIVES, mask_batch
+from media.files import atomic_path
 from mvm_targets import make_targets
 from teachers.base import make_teachers
 

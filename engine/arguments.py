@@ -10,7 +10,8 @@ from typing import Any
 import docstring_parser
 import jsonargparse
 
-from lib import KEYS, SCRIPTS, Config, UserError, log, lookup, read_json
+from lib import KEYS, SCRIPTS, Config, UserError, log, lookup
+from media.files import read_json
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 FLAGS = {name for name, field in FIELDS.items() if field.type is bool}
@@ -235,7 +236,7 @@ def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
     taken = {}
     for name in content:
         ours, theirs = getattr(config, name), getattr(stored, name)
-        trained_elsewhere = name in FOLDERS and Path(ours).exists() and not Path(theirs).exists()
+        trained_elsewhere = name in FOLDERS and ours and Path(ours).exists() and not Path(theirs).exists()
         if name not in options and ours != theirs and not trained_elsewhere:
             taken[name] = theirs
             log.warning("%s is %s, as in %s; the config says %s", name, theirs, file, ours)

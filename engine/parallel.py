@@ -14,10 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from engine.processes import World
-from layers.fusion import FusionLayer
-from lib import Config, UserError, log
-from video_swin import Block
+from lib import Config, UserError, World, log
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,9 +68,9 @@ def shard(model: nn.Module, world: World) -> nn.Module:
         dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in model.modules():
-        if isinstance(module, Block | FusionLayer):
+        if isinstance(module, model.fsdp_units):
             fully_shard(module, mesh=mesh)
-            if isinstance(module, FusionLayer):
+            if hasattr(module, "attention_map"):
                 register_fsdp_forward_method(module, "attention_map")
     fully_shard(model, mesh=mesh)
     if hasattr(model, "attention_received"):

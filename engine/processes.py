@@ -9,59 +9,16 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from engine.memory import prepare_memory
-from lib import Config, UserError, log, shown, writing
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes of a run and this one's place among them."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    nodes: int = 1
-    """machines, each with as many processes as the others"""
-    control: dist.ProcessGroup | None = None
-    """the processes' CPUs, which agree without waiting for their devices; None: the default group"""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the console."""
-        return self.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over the processes, on every one of them."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-    def gather(self, item: Any) -> list[Any]:
-        """Every process's `item`, in order of rank, on every process."""
-        if self.size == 1:
-            return [item]
-        items = [None] * self.size
-        dist.all_gather_object(items, item, group=self.control)
-        return items
-
-    def most(self, value: int) -> int:
-        """The largest `value` of all processes, on every one of them."""
-        if self.size == 1:
-            return value
-        largest = torch.tensor(value)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
-        return int(largest)
+from lib import Config, UserError, World, log, shown
+from media.files import writing
 
 
 @contextlib.contextmanager
@@ -78,7 +35,6 @@ def distributed(config: Config) -> Iterator[World]:
         if not torch.accelerator.is_available():
             raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
         torch.accelerator.set_device_index(device.index or 0)
-    prepare_memory(device, spare=config.use_checkpoint)
     if config.deterministic:
         be_deterministic()
     control: Any = None
@@ -106,7 +62,7 @@ def distributed(config: Config) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-OPENMPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+OPENMPI: tuple[str, ...] = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
 OPENMPI += ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
@@ -116,7 +72,8 @@ def join_mpi() -> None:
 
     Without MASTER_ADDR all processes must be on one machine; else `UserError`.
     """
-    given = next((names for names in (OPENMPI, MPICH) if all(name in os.environ for name in names)), None)
+    kinds: list[tuple[str, ...]] = [OPENMPI, MPICH]
+    given = next((names for names in kinds if all(name in os.environ for name in names)), None)
     if "WORLD_SIZE" in os.environ or given is None:
         return
     rank, size, local_rank, local_size = (os.environ[name] for name in given)

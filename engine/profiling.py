@@ -1,5 +1,7 @@
 """Where the time of a few steps goes."""
 
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,11 @@ class Profile:
         if self.profiler is not None:
             self.profiler.stop()
             self.profiler = None
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has used at most: of the accelerator's memory, or on a CPU of its own."""
+    if device.type in ("cpu", "mps"):
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return torch.accelerator.max_memory_allocated(device) / 2**30

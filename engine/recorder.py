@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from batch import Batch, Mean, Output
-from engine.processes import World
-from lib import UserError, atomic_path, log
+from lib import UserError, World, log
+from media.files import atomic_path
 
 
 def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:

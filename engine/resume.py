@@ -20,9 +20,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from engine.processes import World
 from engine.runs import BEFORE, STATE
-from lib import UserError, atomic_path, log, reading, why
+from lib import UserError, World, log
+from media.files import atomic_path, reading, why
 from weights.tensor_files import load_data
 
 State = dict[str, Any]

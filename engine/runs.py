@@ -14,9 +14,10 @@ from typing import IO, Any
 
 import torch
 
-from engine.processes import World, start_log
-from lib import KEYS, Config, UserError, leftovers, log, read_json
-from lib import hold as hold_file
+from engine.processes import start_log
+from lib import KEYS, Config, UserError, World, log
+from media.files import atomic_path, leftovers, read_json
+from media.files import hold as hold_file
 
 STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
 FINISHED = "finished.json"  # the last figures of a run that has come to its end
@@ -65,6 +66,8 @@ def open_run(config: Config, world: World) -> Run:
         raise found
     if found is None:
         folder = make_run_folder(config, world)
+        if world.is_main and config.size_epoch:
+            link_latest(folder)
         return Run(folder, lock=hold(folder) if world.is_main else None)
     start_log(world, found)
     describe_machine(world)
@@ -92,15 +95,15 @@ def make_run_folder(config: Config, world: World) -> Path:
     folder = world.gather(folder)[0]
     assert folder is not None
     if world.is_main:
-        config.save(folder / "args.json")
-        link_latest(folder)
+        with atomic_path(folder / "args.json") as temporary:
+            temporary.write_text(config.to_json())
     start_log(world, folder)
     describe_machine(world)
     return folder
 
 
 def link_latest(folder: Path) -> None:
-    """Make `latest` beside the run folders lead to this one."""
+    """Make `latest` beside the run folders lead to this one, the newest that trains."""
     temporary = folder.with_name(f".latest{folder.name}")
     with contextlib.suppress(OSError):  # not all file systems have links
         temporary.symlink_to(folder.name)

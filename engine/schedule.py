@@ -1,25 +1,29 @@
 """Groups of parameters with their learning rates and decay, and the rate's way through a run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-
-from model import MVM_HEADS
 
 MIN_LR = 1e-8
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, decay: float, swin_lr_mul: float, mvm_lr_mul: float = 1.0
+    model: nn.Module,
+    lr: float,
+    decay: float,
+    swin_lr_mul: float,
+    multiples: Mapping[tuple[str, ...], float] | None = None,
 ) -> list[dict[str, Any]]:
     """The published groups: (swin, decay), (other, decay), (swin, no decay), (other, no decay).
 
     No decay for names with "bias" (the bias tables among them) or "LayerNorm.weight"; Swin's norms decay.
-    Two more for the heads of MVM, if they have a learning rate of their own: (decay), (no decay).
+    `multiples` {beginnings of names: multiple of lr}: two more groups, (decay), (no decay), for each multiple
+    that is not 1.
     """
+    special = {starts: multiple for starts, multiple in (multiples or {}).items() if multiple != 1}
     rates = [(mul, weight_decay) for weight_decay in (decay, 0.0) for mul in (swin_lr_mul, 1.0)]
-    if mvm_lr_mul != 1:
-        rates += [(mvm_lr_mul, decay), (mvm_lr_mul, 0.0)]
+    rates += [(mul, weight_decay) for mul in special.values() for weight_decay in (decay, 0.0)]
     groups: list[dict[str, Any]] = [
         {"params": [], "names": [], "peak": lr * mul, "weight_decay": weight_decay}
         for mul, weight_decay in rates
@@ -27,8 +31,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         free = "bias" in name or "LayerNorm.weight" in name
         place = 2 * free + ("swin" not in name)
-        if mvm_lr_mul != 1 and name.startswith(MVM_HEADS):
-            place = 4 + free
+        for number, starts in enumerate(special):
+            place = 4 + 2 * number + free if name.startswith(starts) else place
         groups[place]["params"].append(parameter)
         groups[place]["names"].append(name)
     return groups

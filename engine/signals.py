@@ -89,7 +89,7 @@ def obeyed() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def ignored(_: int = 0) -> None:
+def leave_signals(_: int = 0) -> None:
     """For loader workers: what is sent to all processes of a job is for their parent, who ends them."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

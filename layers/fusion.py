@@ -12,10 +12,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
-from layers.attention import attention
-from layers.dropout import add_dropped
-from layers.feed_forward import gelu_linear
-
 
 class FusionLayer(nn.Module):
     """One layer of BERT's encoder (Devlin et al., NAACL 2019), its parameters under BERT's names."""
@@ -52,19 +48,16 @@ class FusionLayer(nn.Module):
             rows = mask.expand(len(x), -1, -1, -1)
             mask = rows.gather(2, repeat(positions, "b k -> b 1 k l", l=mask.shape[3]))
         dropout = self.attention_dropout if self.training else 0.0
-        seen = attention(
-            self.project("query", at), self.project("key", x), self.project("value", x), mask, dropout
-        )
-        return self.finish(at, seen)
-
-    def finish(self, at: Tensor, seen: Tensor) -> Tensor:
-        """What follows attention: at (B, K, D), what it saw (B, heads, K, D / heads) -> (B, K, D)."""
+        query, key, value = self.project("query", at), self.project("key", x), self.project("value", x)
+        seen = F.scaled_dot_product_attention(query, key, value, mask, dropout)
         output: Any = self.attention["output"]
-        dropout = self.hidden_dropout if self.training else 0.0
-        seen = output["dense"](rearrange(seen, "b h l d -> b l (h d)"))
-        at = output["LayerNorm"](add_dropped(at, seen, dropout))
-        inner = gelu_linear(self.intermediate["dense"](at), cast(nn.Linear, self.output["dense"]))
-        return self.output["LayerNorm"](add_dropped(at, inner, dropout))
+        at = output["LayerNorm"](at + self.drop(output["dense"](rearrange(seen, "b h l d -> b l (h d)"))))
+        inner = self.output["dense"](F.gelu(self.intermediate["dense"](at)))
+        return self.output["LayerNorm"](at + self.drop(inner))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """BERT's dropout of hidden values."""
+        return F.dropout(x, self.hidden_dropout, self.training)
 
     def attention_map(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, heads, L, L): the share of attention that each query (row) gives to each position."""

@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from lib import unsuitable
+from media.files import unsuitable
 from media.kinds import PICTURES, explain, fault_of, kind_of
 
 SAME = 1e-4  # seconds within which two times are one
@@ -28,7 +28,7 @@ SKIPPING = frozenset(["h264", "mpeg1video", "mpeg2video", "mpeg4"])  # decoders 
 LEEWAY = 0.1  # seconds that the last frame is taken to last beyond its end
 PATIENCE = 120.0  # seconds that a file may take
 MAX_PIXELS = 1 << 26  # of a frame: a damaged header must not claim all memory
-# a path is never an address; playlists, scripts and session descriptions lead to others and are no videos
+# a path is never an address; playlists, scripts and session descriptions name other files: they are no videos
 FILES_ALONE = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,ogg,rm,mpeg,mpegts,mpegvideo,h261,"
@@ -365,9 +365,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         return Image.fromarray(scaled(np.asarray(image, np.float64))).convert("RGB")
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB")) or image
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image
 
-from lib import parse_json
 from media.decoding import Frame, frames_at, resize, stated_times
+from media.files import parse_json
 from media.tsv import BadRow
 
 # of published files the pixels count, not what their EXIF data say of their orientation

@@ -5,6 +5,8 @@ import re
 import struct
 from pathlib import Path
 
+from media.files import unsuitable
+
 VIDEOS = frozenset(
     re.findall(
         r"\.\w+",
@@ -31,16 +33,11 @@ BEGINNINGS = {  # the bytes with which files begin
     b"\0\0\x01\xb3": "video",
     b".RMF": "video",
 }
-OTHERS = {  # files that are neither, and what to do
-    b"version https://git-lfs": "it is a git-lfs pointer instead of the file: run `git lfs pull`",
-    b"<!doctype": "it is a web page instead of the file: download it again",
-    b"<html": "it is a web page instead of the file: download it again",
-    b"<head": "it is a web page instead of the file: download it again",
-    b"<?xml": "it is an XML page instead of the file: download it again",
-    b"pk\x03\x04": "it is a zip archive: unpack it",
+OTHERS = {  # other files, and what to do
+    b"PK\x03\x04": "it is a zip archive: unpack it",
     b"\x1f\x8b": "it is a gzip archive: unpack it",
-    b"rar!": "it is a rar archive: unpack it",
-    b"%pdf": "it is a PDF",
+    b"Rar!": "it is a rar archive: unpack it",
+    b"%PDF": "it is a PDF",
 }
 
 
@@ -59,11 +56,6 @@ def file_id(name: str | Path, is_folder: bool = False) -> str:
     while shorter != (without := MEDIA_ENDING.sub("", shorter.rstrip("."))):
         shorter = without
     return shorter or name
-
-
-def printable(text: object) -> str:
-    """A text for a terminal or a log: whatever is not printable, or no UTF-8, as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def as_arguments(words: list[str]) -> list[str]:
@@ -116,25 +108,21 @@ def first_bytes(path: Path, number: int = 400) -> bytes:
 
 def explain(path: Path, error: BaseException) -> str:
     """Why a file cannot be read, in words: by its content if that shows it, else by the decoder's error."""
-    if not path.exists():
-        return "No such file: check the path"
     words = getattr(error, "strerror", "") or str(error) or type(error).__name__
-    return fault_of(path) or f"the decoder cannot read it ({words})"
+    fault = "" if path.is_dir() else fault_of(path)
+    return fault or f"the decoder cannot read it ({words})"
 
 
 def fault_of(path: Path) -> str:
     """What a file is instead of a video or a picture, or where it is cut off; empty if nothing shows that."""
-    if not path.is_file():
-        return ""
+    if wrong := unsuitable(path):
+        return wrong
     head = first_bytes(path)
-    if not head:
-        return "it is empty: copy or download it again"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for beginning, what in OTHERS.items():
-        if start.startswith(beginning):
+        if head.startswith(beginning):
             return what
-    if b"<html" in start:
-        return OTHERS[b"<html"]
+    if b"<html" in head.lower():
+        return "it is a web page, which came instead of the file"
     if not head.strip(b"\0"):
         return "it begins with zeros alone: copy or download it again"
     if head[4:8] in ATOMS and kind_of_bytes(head) == "video":

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib import UserError, atomic_path, check_file, log, reading, shown
+from lib import UserError, log, shown
+from media.files import atomic_path, check_file, reading
 from media.pickles import Foreign, Machine
 
 

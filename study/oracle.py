@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo.world import Object, Pose, Scene, direction, load_scenes, visible_masks
-from lib import UserError, atomic_path
+from lib import UserError
+from media.files import atomic_path
 from media.frames import Transform, decode_frame
 from media.tsv import Tsv
 from teachers.base import Teacher, to_bytes, to_pixels

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import atomic_path
-from results import split
+from _tools.convert.marked import split
+from media.files import atomic_path
 from study.run import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 
 START, END = "<!-- table -->", "<!-- end of table -->"

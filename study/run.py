@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lib import atomic_path, run_script
+from lib import run_script
+from media.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 # what all runs have in common; `pretrain` is that of the conditions from which they differ
@@ -108,7 +109,8 @@ def weights(config: Any) -> dict[str, float]:
 
     from agent import seeded, to_device
     from dataset import Tokens, pretrain_loader
-    from engine.processes import World, seed_everything
+    from engine.processes import seed_everything
+    from lib import World
     from masking import mask_batch
     from model import PretrainModel
 

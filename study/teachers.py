@@ -32,7 +32,8 @@ from demo.backbone import NAMES, Clips, read_clips, train
 from demo.world import load_scenes
 from engine.processes import seed_everything
 from engine.schedule import warmup_linear
-from lib import atomic_path, run_script
+from lib import run_script
+from media.files import atomic_path
 from media.frames import Transform, decode_frame, even_frames
 from media.tsv import Tsv
 from study.oracle import inverse_depth, write_index

@@ -23,9 +23,10 @@ from torchvision.transforms.v2 import functional as image
 from engine.processes import choose_device
 from lib import Config, UserError, log
 from media.frames import MEAN, STD
-from video_swin import SIZES, VideoSwin, read_video_swin, size_of
+from video_swin import SIZES, VideoSwin
 from weights.checkpoint import load_tensors, summary
 from weights.published import missing_weights
+from weights.swin import read_video_swin, size_of
 from weights.tensor_files import read_tensors
 
 Maker = Callable[[Config, dict[str, Any]], "Teacher"]

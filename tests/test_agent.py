@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -15,10 +14,10 @@ from torch import nn
 
 from agent import Agent, Averages, seeded, to_device
 from batch import Mean, Output, SpecialTokens
-from engine.processes import World, distributed
+from engine.processes import distributed
 from engine.runs import make_run_folder
 from engine.schedule import parameter_groups
-from lib import Config, UserError
+from lib import Config, UserError, World
 from main_pretrain_yaml import main
 from masking import mask_batch
 from model import PretrainModel
@@ -375,27 +374,3 @@ def test_torchrun_evaluates_on_two_processes_as_on_one(monkeypatch, arguments, t
     rows = lines(two / "predictions_0.jsonl")
     assert [row["id"] for row in rows] == [f"{name}{i}" for name in ("clips", "cc3m") for i in range(12)]
     assert rows == lines(one / "predictions_0.jsonl")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-@pytest.mark.parametrize("own", [False, True])
-def test_freed_memory_is_kept_and_given_back_unless_the_user_has_set_glibc(own):
-    """MiB that the process holds after 256 were used and freed, and after they were given back."""
-    program = """
-import torch
-from engine.memory import give_back_freed_memory, keep_freed_memory
-keep_freed_memory()
-def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
-before = held()
-torch.ones(1 << 26)
-print(held() - before)
-give_back_freed_memory()
-print(held() - before)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    environment |= {"MALLOC_TRIM_THRESHOLD_": "131072"} if own else {}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    kept, given_back = map(int, done.stdout.split())
-    assert given_back < 128
-    assert (kept > 128) != own

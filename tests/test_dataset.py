@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from media.frames import (
     STD,
     Transform,
@@ -475,3 +474,15 @@ def test_a_node_reads_its_own_files_of_a_composite_corpus_alone(tmp_path):
         drawn.append([draw.index for batch in epoch for draw in batch])
         assert set(corpus.pairs[drawn[rank], 0].tolist()) <= sources[rank // 2]
     assert len(set(drawn[0] + drawn[1] + drawn[2] + drawn[3])) == 16
+
+
+@pytest.mark.parametrize("caption", [None, float("nan"), 3, ["a star"], {"a": 1}])
+def test_a_caption_that_is_no_text_is_named(tmp_path, bert_folder, caption):
+    path = write_corpus(tmp_path, "clips", rows=2)
+    lines = [f"clips{n}\t{json.dumps([{'caption': text}])}\n" for n, text in enumerate(["a star", caption])]
+    (tmp_path / "clips.caption.tsv").write_text("".join(lines))
+    transform = Transform(["img_center_crop"], 32)
+    corpus = PretrainCorpus(path, "clips", Tokens(str(bert_folder), 10), transform, 2)
+    assert corpus.read(0, None)["id"] == "clips0"
+    with pytest.raises(BadRow, match=r"row 1: caption 0 is .*, which is no text"):
+        corpus.read(1, None)

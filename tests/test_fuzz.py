@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 
 from dataset import PretrainCorpus, Tokens
 from engine.arguments import load_config
-from engine.processes import World
 from engine.resume import PROGRESS, load_model, load_optimizer, load_random_states, random_states, read_state
 from engine.runs import STATE
-from lib import UserError, reading
+from lib import UserError, World
+from media.files import reading
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Tsv, Videos, find_ids, id2lineidx_path, lineidx_path
 from tasks.qa.questions import Annotation

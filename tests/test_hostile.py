@@ -28,8 +28,9 @@ from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, obeyed
-from lib import Config, UserError, atomic_path, leftovers, parse_json, read_json, read_yaml
+from lib import Config, UserError
 from media.decoding import open_video
+from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
 from media.frames import Transform
 from media.pickles import Machine, Refused
 from media.tsv import Tsv, Videos, lineidx_path, unpickle_index

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
-import main_pretrain_yaml
 from dataset import Tokens
 from lib import Config, UserError
 from model import PretrainModel
 from mvm_targets import TARGETS
+from tasks import pretraining
 from teachers.base import DptTeacher
 from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from weights.bert import bert_config, read_bert
@@ -183,9 +183,19 @@ def test_checkpoint_round_trip_and_published_layout(tmp_path, tiny_model):
 
 def test_checkpoint_may_lack_heads_but_no_part_of_an_encoder(tmp_path, tiny_model):
     state = tiny_model.state_dict()
-    del state["decoder_hog.0.weight"]
+    weight = state.pop("decoder_hog.0.weight")
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"only a part of decoder_hog: it lacks decoder_hog\.0\.weight"):
+        load_checkpoint(tiny_model, str(tmp_path / "a.pt"))
+    del state["decoder_hog.0.bias"]
     torch.save(state, tmp_path / "a.pt")
     load_checkpoint(tiny_model, str(tmp_path / "a.pt"))
+    torch.save(
+        {**state, "decoder_hog.0.weight": weight * torch.nan, "decoder_hog.0.bias": weight[:, 0, 0, 0]},
+        tmp_path / "a.pt",
+    )
+    with pytest.raises(UserError, match=r"spoilt: .*decoder_hog\.0\.weight are not finite"):
+        load_checkpoint(tiny_model, str(tmp_path / "a.pt"))
     del state["trsfr.layer.1.output.dense.weight"]
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"lacks trsfr\.layer\.1\.output\.dense\.weight"):
@@ -324,7 +334,7 @@ def test_patches_are_hidden_only_where_they_are_asked_for(tmp_path, bert_folder,
     config = Config(pretrain_tasks=tasks, pretrain_masks=["rm"], p_mask=0.9)
     tokens = Tokens(str(bert_folder), 8)
     given = {key: value for key, value in masked_batch().items() if key in ("img", "txt", "mask", "valid")}
-    batch = main_pretrain_yaml.mask(given, torch.Generator().manual_seed(0), model, config, tokens)
+    batch = pretraining.mask(given, torch.Generator().manual_seed(0), model, config, tokens)
     assert batch["mvm_mask"].any().item() is ("mvm" in tasks)
     assert torch.equal(batch["masked_img"], batch["img"]) is ("mvm" not in tasks)
     assert (batch["ans_mlm"] >= 0).any()

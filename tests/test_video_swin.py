@@ -15,10 +15,10 @@ from video_swin import (
     VideoSwin,
     attention,
     fit_window,
-    load_backbone,
     relative_position_index,
     shift_mask,
 )
+from weights.swin import load_backbone
 
 TINY = Size(16, (2, 2, 2, 2), (1, 2, 4, 8))
 SMALL = Size(16, (1, 1, 2, 1), (1, 2, 4, 8), window=(2, 2, 2), drop_path=0.0, init_std=None)

@@ -1,5 +1,6 @@
 """A checkpoint in use from Python, handed on to others, and what a config lacks."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -23,7 +24,7 @@ import results
 import violet
 from _tools import weights
 from dataset import Tokens
-from lib import Config, UserError
+from lib import MISTAKE, Config, UserError
 from media.frames import Transform, normalise
 from media.tsv import Videos
 from model import PretrainModel, encoder_arguments
@@ -80,7 +81,7 @@ def run(tmp_path, config, monkeypatch):
     write_clip(tmp_path / "clip.mp4")
     folder = tmp_path / "_snapshot" / "mine"
     folder.mkdir(parents=True)
-    config.save(folder / "args.json")
+    (folder / "args.json").write_text(config.to_json())
     torch.save(
         PretrainModel(**encoder_arguments(config)).state_dict(), folder / "ckpt_violet_demo-qa_best.pt"
     )
@@ -261,7 +262,7 @@ def test_random_numbers_of_the_user_are_left_alone(run):
 
 def test_a_head_that_is_not_there_is_named(tmp_path, config):
     torch.save(ChoiceModel(**encoder_arguments(config)).state_dict(), tmp_path / "a.pt")
-    config.save(tmp_path / "args.json")
+    (tmp_path / "args.json").write_text(config.to_json())
     loaded = violet.load(tmp_path / "a.pt")
     write_clip(tmp_path / "clip.mp4")
     assert len(loaded.match(tmp_path / "clip.mp4", ["a star"])) == 1
@@ -382,7 +383,7 @@ def test_the_message_is_all_that_is_printed(tmp_path):
     ended = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert ended.returncode == 1
+    assert ended.returncode == MISTAKE
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     assert lines[0] == "msvd-qa cannot start: 4 of the things that it needs are missing."
@@ -393,8 +394,11 @@ def test_what_is_there_is_not_missing(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_videos(tmp_path, "d")
     (tmp_path / "txt_demo-qa.json").write_text("{}")
+    swin = "_snapshot/swin_demo.pth"
+    with pytest.raises(UserError, match="no Video Swin weights were published for vis_backbone_size demo"):
+        lacking(config)
+    config = dataclasses.replace(config, vis_backbone_path=swin)
     names = {need.name for need in lacking(config)}
-    swin = "_snapshot/swin_demo_patch244_window877_kinetics600_1k.pth"
     # BERT's is a folder with sizes and words, but without weights
     assert names == {config.txt_backbone, swin, "_data/img_.tsv", "_data/txt_demo-qa.json"}
     found = Config(

@@ -8,7 +8,8 @@ from typing import Any, cast
 from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
-from lib import UserError, log, read_json, why, words_of
+from lib import UserError, log
+from media.files import read_json, why, words_of
 from weights.checkpoint import Report
 from weights.tensor_files import load_data
 

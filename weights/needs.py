@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset import named_files, yaml_path
-from engine.processes import World
-from lib import Config, UserError, read_yaml
-from video_swin import weights_path
+from lib import Config, UserError, World
+from media.files import read_yaml
 from weights.published import published
+from weights.swin import weights_path
 
 PATIENCE = 5.0  # seconds that the hub has to answer
 TEACHER_KEYS = {  # of the targets that have a teacher with weights
@@ -109,8 +109,8 @@ def weights(config: Config) -> Iterator[Need]:
     if config.path_ckpt:
         yield Need("path_ckpt", config.path_ckpt)
     elif config.vis_backbone_init != "random":
-        path = weights_path(config.vis_backbone_size, config.vis_backbone_init, config.kinetics)
-        yield Need("vis_backbone_path", config.vis_backbone_path or str(path))
+        sizes = (config.vis_backbone_size, config.vis_backbone_init, config.kinetics)
+        yield Need("vis_backbone_path", config.vis_backbone_path or str(weights_path(*sizes)))
     for key, random in (
         ("txt_backbone", config.txt_backbone_rand_init),
         ("fusion_encoder", config.fusion_encoder_rand_init),

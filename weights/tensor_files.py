@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lib import UserError, check_file, log, reading, shown
+from lib import UserError, log, shown
+from media.files import check_file, reading
 from media.pickles import Foreign, Machine, Name, Refused
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save began before 1.6

@@ -164,7 +164,8 @@ def check_corpus(
     report.add(where, "pairs whose row does not exist", wrong, len(corpus))
     pairs = np.flatnonzero(known)
     pairs = pairs[sample.of(len(pairs))]
-    captions, faults, texts = [], [], {}
+    captions, faults = [], []
+    texts: dict[Any, Any] = {}
     for index in pairs.tolist():
         source, row, number = corpus.pairs[index].tolist()
         try:

@@ -7,13 +7,12 @@ import csv
 import fnmatch
 import functools
 import io
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import UserError
+from lib import UserError, parse_json
 
 Item = dict[str, Any]
 Splits = dict[str, list[Item]]
@@ -73,18 +72,18 @@ def read_json(path: Path) -> Any:
     lines = [line for line in text.split("\n") if line.strip()]
     try:
         if len(lines) > 1 and is_object(lines[0]) and is_object(lines[1]):
-            return [json.loads(line) for line in lines]
-        content = json.loads(text)
+            return [parse_json(line) for line in lines]
+        content = parse_json(text)
         return [content] if path.suffix == ".jsonl" and isinstance(content, dict) else content
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); correct it, or download it again.") from error
 
 
 def is_object(line: str) -> bool:
     """Whether a line is a JSON object of its own."""
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line), dict)
+    except ValueError:
         return False
 
 

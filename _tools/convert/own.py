@@ -11,7 +11,8 @@ from pathlib import Path
 
 from _tools.convert.files import Item, Splits, numbered_table
 from engine.arguments import load_config
-from lib import Config, UserError, atomic_path
+from lib import Config, UserError
+from media.files import atomic_path
 from media.kinds import file_id
 from media.tsv import read_id2lineidx
 
@@ -204,6 +205,9 @@ def write_config(table: Table, config: Config, splits: Splits, folder: Path) -> 
     commands = [["_tools/check_data.py", str(path)], [table.kind.script, "--config", str(path)]]
     if "train" not in splits:
         commands[-1] += ["--size_epoch", "0"]
-    print("Check the data, then run:")
+    if table.kind is RETRIEVAL:
+        latest = str(Path(config.path_output) / "latest")
+        commands.append(["eval_retrieval_tsv.py", "--config", str(path), "--path_ckpt", latest])
+    print("Check the data, then train" + (", then rank:" if table.kind is RETRIEVAL else ":"))
     for command in commands:
         print(f"    {shlex.join(['python', *command])}")

@@ -8,9 +8,9 @@ from PIL import Image
 
 from _tools.convert.clips import Item
 from _tools.convert.files import numbered_table, read_json
-from lib import UserError
+from lib import UserError, shown
 from media.decoding import ANIMATED
-from media.kinds import file_id, kind_of, printable
+from media.kinds import file_id, kind_of
 
 LISTED = 10  # files passed over that are printed
 
@@ -97,7 +97,7 @@ def find_files(folder: Path, frame_folders: bool = False) -> list[tuple[Path, st
 
 def say_passed_over(paths: Iterable[Path], why: str) -> None:
     """Print how many files are passed over, and the first of them."""
-    names = [printable(path.name) for path in paths]
+    names = [shown(path.name) for path in paths]
     if names:
         more = " ..." if len(names) > LISTED else ""
         print(f"{len(names)} files passed over ({why}): {', '.join(names[:LISTED])}{more}")
@@ -131,9 +131,12 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
         else:
             entries = read_json(path)
             captions = {id_: [texts] if isinstance(texts, str) else texts for id_, texts in entries.items()}
-        return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
-    except (TypeError, AttributeError) as error:
+    except AttributeError as error:
         raise UserError(f"{path}: not a JSON of {{id: [captions]}} ({error}); correct it") from error
+    for id_, texts in captions.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path}: the captions of {shown(id_)} are {texts!r}, not texts; correct it")
+    return {id_: tuple(text.strip() for text in texts if text.strip()) for id_, texts in captions.items()}
 
 
 def read_csv(path: Path, need_caption: bool = True) -> Iterator[Line]:

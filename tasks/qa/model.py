@@ -16,8 +16,7 @@ from transformers import BertConfig
 from agent import Agent
 from batch import Batch, Mean, Output, rank_of
 from dataset import Loader, Tokens
-from engine.processes import World
-from lib import Config
+from lib import Config, World
 from model import MlmHead, Violet, encoder_arguments, matching_head, start
 from tasks.qa.metric import accuracy
 from tasks.qa.questions import BEST, describe
@@ -153,8 +152,8 @@ class MaskModel(QuestionModel):
 
     def forward(self, batch: Batch) -> Output:
         """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""
-        given = (batch[name] for name in ("img", "txt", "mask", "place"))
-        logits = self.logits(*given, batch.get("prompt"))
+        img, txt, mask, place = (batch[name] for name in ("img", "txt", "mask", "place"))
+        logits = self.logits(img, txt, mask, place, batch.get("prompt"))
         return self.choose(logits, batch, self.choices)  # Deviation 7
 
 

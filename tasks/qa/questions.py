@@ -19,8 +19,8 @@ from torch.utils.data import default_collate
 
 from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
-from engine.processes import World
-from lib import Config, UserError, log, read_json
+from lib import Config, UserError, World, log
+from media.files import read_json
 from media.frames import Transform, read_clip
 from media.tsv import BadRow, Videos
 from tasks.qa.texts import RULES, Text
@@ -317,7 +317,7 @@ def question_loaders(
         log.info("%s lists %d answers, not size_vocab %d", annotation.path, listed, config.size_vocab)
     splits = choose_splits(config, annotation)
     videos = Videos(folder / f"img_{config.dataset}.tsv")
-    loaders = {}
+    loaders: dict[str, Loader] = {}
     settings: dict[str, Any] = {"size_frame": config.size_frame, "size_option": config.size_option}
     settings |= {"mask_pos": config.mask_pos, "use_prompt": config.enable_prompt}
     settings |= {"text_rules": config.text_rules}

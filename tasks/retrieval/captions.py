@@ -14,8 +14,7 @@ import numpy as np
 
 from batch import Batch, Output
 from dataset import Loader, Tokens
-from engine.processes import World
-from lib import Config, UserError, log
+from lib import Config, UserError, World, log
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
 from media.tsv import BadRow, Videos
 from tasks.qa.questions import Annotation, Item, choose_splits, split_loader
@@ -54,7 +53,10 @@ def read_captions(
             )
         captions.append(Caption(str(item["video"]), tuple(sentence.strip() for sentence in sentences)))
     if first and not join:
-        return list({caption.video: caption for caption in reversed(captions)}.values())[::-1]
+        firsts: dict[str, Caption] = {}
+        for caption in captions:
+            firsts.setdefault(caption.video, caption)
+        return list(firsts.values())
     if not join:
         return captions
     joined: dict[str, tuple[str, ...]] = {}

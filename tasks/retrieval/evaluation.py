@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from agent import AMP, to_device
 from dataset import Batches, Draw, Loader, Mixture, Tokens
-from engine.processes import World
 from engine.runs import make_run_folder
-from lib import Config, UserError, atomic_path, hold, leftovers, log
+from engine.signals import leave_signals
+from lib import Config, UserError, World, log
+from media.files import atomic_path, hold, leftovers
 from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, write_page
@@ -175,6 +176,7 @@ def score_blocks(
     pairs = config.pair_batch or pairs_at_once(model, length, dtype, device)
     mixture = Mixture({"videos": gallery.clips}, config.seed, train=False)
     loader = Loader(mixture, remaining, config.n_workers, config.max_bad_ratio, pin=device.type != "cpu")
+    loader.start_worker = leave_signals
     total = sum(map(len, remaining.mine)) * len(gallery.texts)
     found = {}
     with tqdm(total=total, desc="scores", unit="pair", unit_scale=True, disable=not world.is_main) as bar:

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from batch import Batch, Mean, Output, best_alone
-from engine.processes import World
-from lib import Config
+from lib import Config, World
 from model import Violet, encoder_arguments, matching_head, start
 from video_swin import Size
 
@@ -137,22 +137,10 @@ class RetrievalModel(Violet):
         return output
 
 
-class _Gather(torch.autograd.Function):
-    """All processes' rows; each process's gradient is the sum of what all of them have for its own rows."""
-
-    @staticmethod
-    def forward(context: Any, rows: Tensor, world: World) -> Tensor:
-        context.world, context.length = world, len(rows)
+def gather(rows: Tensor, world: World) -> Tensor:
+    """(N, ...) -> (processes x N, ...), in order of rank, with gradients across processes."""
+    if not rows.is_floating_point():
         parts = [torch.empty_like(rows) for _ in range(world.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        start = context.world.rank * context.length
-        return context.world.sum(gradient.contiguous())[start : start + context.length], None
-
-
-def gather(rows: Tensor, world: World) -> Tensor:
-    """(N, ...) -> (processes x N, ...), in order of rank, with gradients across processes."""
-    return _Gather.apply(rows, world)
+    return torch.cat(all_gather(rows.contiguous()))

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib import atomic_path
+from media.files import atomic_path
 from media.frames import Frames, even_frames
 from media.tsv import BadRow
 
@@ -111,8 +111,10 @@ def best_and_worst(rows: Sequence[Row], queries: int) -> tuple[list[Row], list[R
     """The texts of ranks.jsonl that found their video best, by rank and margin; the worst, worst first."""
 
     def place(row: Row) -> tuple[int, float]:
+        if row["score"] is None:  # the video cannot be read
+            return row["rank"], 0.0
         others = [found["score"] for found in row["best"] if found["video"] != row["video"]]
-        return row["rank"], max(others, default=0.0) - row["score"]
+        return row["rank"], max((score for score in others if score is not None), default=0.0) - row["score"]
 
     order = sorted((row for row in rows if row["direction"] == "t2v"), key=place)
     return order[:queries], order[queries:][::-1][:queries]
@@ -124,7 +126,11 @@ def query(row: Row, read: Callable[[str], Frames]) -> str:
     if row["video"] not in [name for _, name, _ in names]:
         names.append((f"its own, at {row['rank']}: ", row["video"], row["score"]))
     figures = [
-        figure(picture(read, name), f"{place}{name} ({score:.2f})", right=name == row["video"])
+        figure(
+            picture(read, name),
+            f"{place}{name} ({'no score' if score is None else f'{score:.2f}'})",
+            right=name == row["video"],
+        )
         for place, name, score in names
     ]
     return article(f"{row['text']} (rank {row['rank']})", figures)

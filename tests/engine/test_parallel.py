@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from agent import Agent, compile_encoders
 from batch import Mean, Output
 from engine.parallel import choose_parallel, choose_precision, joined, report
-from engine.processes import World, distributed, meet
+from engine.processes import distributed, meet
 from engine.resume import load_model, load_optimizer, optimizer_state, whole
-from lib import Config, UserError, log
+from lib import Config, UserError, World, log
 from masking import mask_batch
 from model import PretrainModel, Violet
 from tasks.qa.model import ChoiceModel

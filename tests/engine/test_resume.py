@@ -22,10 +22,10 @@ from agent import Agent
 from batch import Mean, Output
 from dataset import Batches, Loader, Mixture
 from engine import resume, runs
-from engine.processes import World, distributed
+from engine.processes import distributed
 from engine.runs import BEFORE, FINISHED, STATE, hold, open_run
 from engine.signals import Stop, ignored
-from lib import Config, UserError, log
+from lib import Config, UserError, World, log
 from tests.test_agent import free_port, lines, tiny_config
 
 ALONE = World(torch.device("cpu"))
@@ -277,7 +277,7 @@ def unfinished(folder: Path, stamp: str, **values: object) -> Path:
     """A run's folder as `auto` looks at it."""
     run = folder / f"_tiny_{stamp}"
     run.mkdir(parents=True)
-    tiny_config(folder, **values).save(run / "args.json")
+    (run / "args.json").write_text(tiny_config(folder, **values).to_json())
     (run / STATE).write_bytes(b"")
     return run
 

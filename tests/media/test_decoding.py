@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib import UserError
 from media import decoding
 from media.decoding import by_key_frame, frames_at, read_frames, stated_times
 from media.frames import row_frames
@@ -205,7 +206,7 @@ def test_damage_that_a_decoder_conceals(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "kept")[0]) == 33
     run(table, tmp_path / "few", "--frames", 2)  # the first and the last, which are whole
     assert len(read_rows(tmp_path / "few")[0]) == 3
-    with pytest.raises(SystemExit, match="not one row"):
+    with pytest.raises(UserError, match="not one row"):
         run(table, tmp_path / "out")
     assert "damaged: the decoder has guessed what it shows at 1." in failures(tmp_path / "out")["a"]
     frames = row_frames(row, tmp_path / "linked")
@@ -316,7 +317,7 @@ def test_folders_of_frames(tmp_path: Path) -> None:
     run(tmp_path / "in", tmp_path / "rate", "--frame_folders", "--frames_only", "--fps", 1, "--rate", 4)
     rows = read_rows(tmp_path / "rate", "img_x.tsv", name="")
     assert [(id_, len(fields)) for id_, *fields in rows] == [("a", 3), ("b", 1)]
-    with pytest.raises(SystemExit, match="not one row"):
+    with pytest.raises(UserError, match="not one row"):
         run(tmp_path / "in", tmp_path / "none", "--frame_folders", "--frames_only", "--fps", 1)
     assert "say --rate" in failures(tmp_path / "none", "img_x")["a"]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from media.decoding import is_cut_gif, read_frames, to_rgb
-from media.kinds import as_arguments, file_id, kind_of, printable
+from media.kinds import as_arguments, file_id, kind_of
 from tests.tools.test_make_tsv import failures, read_rows, run, write_video
 
 # ---- Ids ----
@@ -106,10 +106,6 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option(tmp_path: Path, monke
     ]
 
 
-def test_printable_escapes() -> None:
-    assert printable("caf\udce9\x1b[31m naïve") == "caf\\udce9\\x1b[31m naïve"
-
-
 # ---- Kinds and reasons ----
 
 ATOM = struct.pack(">I4s", 16, b"ftyp") + b"isom\0\0\2\0"
@@ -147,8 +143,8 @@ def test_reasons_are_in_the_list_of_failures(tmp_path: Path) -> None:
     (tmp_path / "in" / "page.avi").write_text("<html>")
     run(tmp_path / "in", tmp_path / "out", "--frames_only")
     assert failures(tmp_path / "out", "img_x") == {
-        "empty": "it is empty: copy or download it again",
-        "page": "it is a web page instead of the file: download it again",
+        "empty": "it is empty",
+        "page": "it is a web page (6 bytes), which came instead of the file",
     }
 
 

@@ -13,8 +13,7 @@ from agent import to_device
 from dataset import Tokens, pretrain_loader
 from demo import make as make_demo
 from demo.world import choose_scenes, load_scenes, render, visible_masks
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from media.frames import MEAN, STD
 from study import oracle
 from study import report as study_report

@@ -16,8 +16,7 @@ import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 from agent import Agent
 from batch import Mean, Output
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from model import PretrainModel
 from tasks.qa.metric import accuracy, interval
 from tasks.qa.model import TASK_ROWS, ChoiceModel, MaskModel
@@ -167,7 +166,7 @@ def test_a_pretraining_checkpoint_loads_and_a_head_may_start_anew(pretrained, ki
             elif not key.startswith((head, "emb_task")):
                 assert torch.equal(value, state[key])
     assert (kind is MaskModel) == ("starting anew: emb_task" in caplog.text)
-    assert f"reinit_head: {head} starts anew" in caplog.text
+    assert f"reinit_head: {head} starts from random weights" in caplog.text
 
 
 def test_freezing_leaves_the_head(pretrained):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dataset import Batches, Loader, Mixture, Tokens
-from engine.processes import World
-from lib import Config, UserError
+from lib import Config, UserError, World
 from media.frames import Transform
 from media.tsv import BadRow, Videos, find_ids, id2lineidx_path
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber

@@ -21,7 +21,8 @@ def test_ties_never_help():
 @pytest.mark.parametrize("missing", [np.nan, -np.inf])
 def test_a_score_that_is_missing_never_helps(missing):
     scores = np.array([[missing, 0, 0], [0, 1, 0], [missing, missing, missing]])
-    assert ranks(scores, EYE).tolist() == [3, 1, 3]
+    assert ranks(scores, EYE).tolist() == [4, 1, 4]  # beyond the candidates: not found
+    assert recall(ranks(scores, EYE), 3)["r5"] == recall(ranks(scores, EYE), 3)["r50"] == 1 / 3
 
 
 def test_a_wrong_candidate_that_cannot_be_read_hinders_nobody():
@@ -44,7 +45,7 @@ def test_every_query_needs_a_right_candidate():
 
 
 def test_recall():
-    got = recall(np.array([1, 2, 5, 6, 10, 11, 50, 51]))
+    got = recall(np.array([1, 2, 5, 6, 10, 11, 50, 51]), 100)
     shares = {"r1": 1 / 8, "r5": 3 / 8, "r10": 5 / 8, "r50": 7 / 8}
     assert got == {**shares, "median": 8.0, "mean": 17.0}
 

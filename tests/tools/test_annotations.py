@@ -22,8 +22,8 @@ import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
 from _tools.convert.files import Public
 from dataset import PretrainCorpus, Tokens
-from engine.processes import World, choose_device
-from lib import Config, UserError
+from engine.processes import choose_device
+from lib import Config, UserError, World
 from media.frames import Transform
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from tasks.qa.questions import question_loaders

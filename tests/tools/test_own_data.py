@@ -55,7 +55,8 @@ def table(head: str, row: str, videos: int = 5) -> str:
 def test_one_command_then_the_printed_one(own, monkeypatch, tmp_path, script):
     said = own(table(*TABLES[script]))
     assert "train 3 of 3 videos, val 1 of 1 videos, test 1 of 1 videos" in said
-    *_, check, command = said.splitlines()
+    check, command, *ranked = [line for line in said.splitlines() if line.startswith("    python ")]
+    assert len(ranked) == (script == "main_retrieval_tsv.py")
     assert check.split()[:2] == ["python", "_tools/check_data.py"]
     python, named, *arguments = command.split()
     assert (python, named) == ("python", script)
@@ -76,6 +77,24 @@ def test_splits_of_the_table_and_answers_as_text(own, tmp_path):
     config = json.loads((tmp_path / "_data/args_mine-mc.json").read_text())
     assert (config["type"], config["size_option"], config["size_batch"]) == ("qamc", 2, 2)
     assert "python main_qamc_tsv.py --config _data/args_mine-mc.json" in said
+
+
+def test_withheld_answers_are_predicted(own, monkeypatch, tmp_path):
+    """The run trains, and writes what it predicts; no accuracy is made up."""
+    rows = [f"-c{n}.mp4,{split},red,blue,{answer}" for n, (split, answer) in enumerate(
+        [("train", 1), ("train", 0), ("val", 1), ("test", ""), ("test", "")]
+    )]  # fmt: skip
+    own("\n".join(["video,split,option_0,option_1,answer", *rows, ""]))
+    monkeypatch.setattr(sys, "argv", ["x.py", "--config", "_data/args_mine-mc.json"])
+    main_qamc_tsv.main()
+    run = tmp_path / "out" / "latest"
+    [row] = [json.loads(line) for line in (run / "eval.jsonl").open()]
+    assert "val_acc" in row and [name for name in row if name.startswith("test_")] == ["test_questions"]
+    predicted = [json.loads(line) for line in (run / "predictions_test_1.jsonl").open()]
+    assert [(line["answer"], line["right"], len(line["best"])) for line in predicted] == [(None, None, 2)] * 2
+    assert (
+        "test: the file has no answers: they are predicted, without accuracy" in (run / "log.txt").read_text()
+    )
 
 
 def test_clips_of_one_video_and_a_video_that_cannot_be_read(own, tmp_path):
@@ -142,7 +161,7 @@ def test_the_log_of_a_run_says_all_that_its_result_hangs_on(own, monkeypatch, tm
         r"python 3\.\d+",
         r"torch \d",
         "this one: .*cpu",
-        '"train": {"train": 3}',
+        "train: 3 questions",
         "step 1: loss",
     ):
         assert re.search(part, log), part

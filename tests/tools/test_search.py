@@ -66,7 +66,7 @@ def checkpoint(tmp_path, bert_folder, monkeypatch):
         size_txt=10,
         device="cpu",
     )
-    config.save(run / "args.json")
+    (run / "args.json").write_text(config.to_json())
     torch.save(RetrievalModel.from_config(config).state_dict(), run / "model.pt")
     return ["--checkpoint", str(run / "model.pt")]
 
