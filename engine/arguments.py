@@ -231,7 +231,10 @@ def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
     names = OF_CHECKPOINT
     if script == "eval_retrieval_tsv" or not config.size_epoch:
         names += OF_EVALUATION
-    content = {name: value for name, value in read_file(file).items() if name in names}
+    content = read_file(file)
+    if "accumulate" in content:  # a run of ours; before there was a choice, texts were cut by the fixed rules
+        content.setdefault("text_rules", "fixed")
+    content = {name: value for name, value in content.items() if name in names}
     stored = Config(**parse(script, {**content, "type": config.type}))
     taken = {}
     for name in content:
