@@ -20,7 +20,7 @@ from lib import Config, World, run_script
 from masking import NEGATIVES, mask_batch
 from media.files import atomic_path
 from mvm_targets import make_targets
-from teachers.base import make_teachers
+from teachers.make import make_teachers
 
 Question = dict[str, Any]
 

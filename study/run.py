@@ -92,7 +92,7 @@ def pretraining(condition: str, data: Path, teachers: Path, backbone: Path) -> d
 def use_oracles(data: Path, teachers: Path) -> None:
     """From now on depth and flow are what the generator knows."""
     from study.oracle import DepthOracle, FlowOracle
-    from teachers.base import TEACHERS
+    from teachers.make import TEACHERS
 
     index = teachers / "oracle.npz"
     TEACHERS["depth"] = lambda _, options: DepthOracle(data, index, width=1, **options)

@@ -37,8 +37,10 @@ from media.files import atomic_path
 from media.frames import Transform, decode_frame, even_frames
 from media.tsv import Tsv
 from study.oracle import inverse_depth, write_index
-from teachers.base import DptTeacher, TimmTeacher, normalise
+from teachers.base import normalise
 from teachers.dalle_encoder import DalleEncoder
+from teachers.depth import DptTeacher
+from teachers.features import TimmTeacher
 
 SIZE = 64  # pixels a side
 SWIN = {
