@@ -9,14 +9,12 @@ import logging
 import logging.handlers
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -34,7 +32,7 @@ from engine.parallel import (
     wrap,
 )
 from engine.profiling import Profile, peak_memory
-from engine.recorder import Averages, Recorder, stack
+from engine.recorder import Averages, Recorder
 from engine.resume import (
     AGAIN,
     PROGRESS,
@@ -48,55 +46,16 @@ from engine.resume import (
     whole,
     write_tensors,
 )
-from engine.runs import BEFORE, FINISHED, STATE, open_run, reopen
+from engine.runs import BEFORE, FINISHED, STATE, Run, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
 from engine.signals import Stalled, Stop, leave_signals, obeyed
+from engine.step import join, joined_values, leave_out, seeded, to_device, total_loss, values_of
 from lib import Config, UserError, World, log
 from media.files import reading
-from media.frames import normalise
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
 GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
-
-
-# --------------------------------------------------------------------------------------- parts of a step
-
-
-def seeded(*numbers: int) -> Generator:
-    """A generator whose draws follow from these numbers alone."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def sample_seeds(batch: Batch, seed: int) -> list[Generator]:
-    """A generator of each sample of an evaluation, whichever batch it is in."""
-    samples = zip(batch["corpus"], batch["index"].tolist(), strict=True)
-    return [seeded(seed, zlib.crc32(corpus.encode()), index) for corpus, index in samples]
-
-
-def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
-    """Each mean over the samples of every process, in one collective call; without gradients."""
-    if not means:
-        return {}
-    here = {name: Mean(mean.total.detach().float(), mean.count.float()) for name, mean in means.items()}
-    return {name: Mean(*pair) for name, pair in zip(means, world.sum(stack([here])[0]), strict=True)}
-
-
-def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; frames that come as bytes are normalised there."""
-    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return {k: normalise(v) if k == "img" and v.dtype == torch.uint8 else v for k, v in moved.items()}
-
-
-def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Values of an fp16 step, none of which counts if one is not finite; `skipped`: whether that is so."""
-    finite = torch.stack([mean.total.isfinite() for mean in values.values()]).all()
-    kept = {
-        name: Mean(mean.total.where(finite, 0.0), mean.count.where(finite, 0.0))
-        for name, mean in values.items()
-    }
-    return {**kept, "skipped": Mean((~finite).float(), torch.ones_like(finite, dtype=torch.float))}
 
 
 def compile_encoders(model: nn.Module) -> None:
@@ -152,15 +111,25 @@ class Agent:
         groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul, multiples)
         self.optimizer = make_optimizer(groups, config.lr, sharing)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
-        self.run = open_run(config, world)
-        self.folder = self.run.folder
         report(config, sharing, self.precision, world.device)
+        self.saver, self.stop = Saver(), Stop()
+        self.in_run = False  # whether `fit` is on
         self.saved = 0.0  # when the state was saved last
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
         self.epoch, self.batches = 1, 0  # the epoch in training or evaluation, and its batches done
         self.due = False  # whether an evaluation comes next
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.kept: dict[str, float] = {}  # of the best epoch
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """The run's folder, made or found when it is first needed, by all processes at once."""
+        return open_run(self.config, self.world)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run.folder
 
     def fit(
         self, train: Loader | None, val: Loader | None, test: Loader | None = None, best: str = ""
@@ -199,16 +168,17 @@ class Agent:
                 opened.enter_context(self.run.lock)
             opened.enter_context(logging_redirect_tqdm(loggers))
             quiet_console()
-            self.saver = Saver()
             opened.callback(self.saver.close)
-            self.stop: Stop = opened.enter_context(obeyed())
+            opened.enter_context(obeyed(self.stop))
             recorded = self.restore() if self.run.resumed else {}
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
             self.recorder.go_on(self.step, recorded, dataclasses.asdict(self.config))
             self.profile = Profile(self.config.profile if self.world.is_main else 0, self.folder)
             opened.callback(self.profile.close)
+            self.in_run = True
             yield
+            self.in_run = False
 
     def train(self, train: Loader, loaders: Mapping[str, Loader], best: str) -> None:
         """The epochs that are left, each in parts that end with an evaluation."""
@@ -311,45 +281,30 @@ class Agent:
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, Mean]:
         """One optimiser step on the mean gradient of `batches`; returns its losses and scores."""
-        self.optimizer.zero_grad(set_to_none=True)
         steps = []
         for number, batch in enumerate(batches):
-            generator = seeded(self.config.seed, self.world.rank, self.step, number)
-            torch.manual_seed(generator.initial_seed())  # dropout too follows from the step alone
-            with self.autocast():
-                batch = self.prepare(to_device(batch, self.world.device), generator)
-            steps.append(self.backward(batch, share=1 / len(batches), last=number + 1 == len(batches)))
+            batch = self.prepared(batch, number)
+            with exchange(self.wrapped, last=number + 1 == len(batches)):
+                with self.autocast():
+                    output: Output = self.wrapped(batch)
+                means = join({**output.losses, **output.scores}, self.world)
+                loss = total_loss(output, means, self.world.size)
+                self.scaler.scale(loss / len(batches)).backward()
+            steps.append(values_of(output, means))
         self.scaler.unscale_(self.optimizer)
         norm = clip(self.model, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        values = {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
-        values["grad_norm"] = Mean(norm, torch.ones_like(norm))
+        self.optimizer.zero_grad(set_to_none=True)
+        values = {**joined_values(steps), "grad_norm": Mean(norm, torch.ones_like(norm))}
         return leave_out(values) if self.scaler.is_enabled() else values
 
-    def backward(self, batch: Batch, share: float, last: bool) -> dict[str, Mean]:
-        """Add `share` of the gradient of the summed losses; processes exchange gradients at the `last`.
-
-        Returns the value of each loss and score, counted once if the batch had anything for it, else not.
-        """
-        with exchange(self.wrapped, last):
-            with self.autocast():
-                output: Output = self.wrapped(batch)
-            means = join({**output.losses, **output.scores}, self.world)
-            # Deviation 13: a loss is the mean over what all processes hide, not the mean of their means. The
-            # gradients that they exchange are averaged, hence the number of processes.
-            loss = torch.stack(
-                [
-                    output.weight(name)
-                    * mean.total.float()
-                    * (self.world.size / means[name].count.clamp(min=1e-12)).float()
-                    for name, mean in output.losses.items()
-                ]
-            ).sum()
-            self.scaler.scale(loss * share).backward()
-        values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in means.items()}
-        weighted = torch.stack([output.weight(name) * values[name].total for name in output.losses]).sum()
-        return {"loss": Mean(weighted, torch.ones_like(weighted)), **values}
+    def prepared(self, batch: Batch, number: int) -> Batch:
+        """A training batch on the device, with masks; dropout too follows from seed, rank and step alone."""
+        generator = seeded(self.config.seed, self.world.rank, self.step, number)
+        torch.manual_seed(generator.initial_seed())
+        with self.autocast():
+            return self.prepare(to_device(batch, self.world.device), generator)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as the config says."""
@@ -378,6 +333,7 @@ class Agent:
         Writes the predictions to `predictions_NAME.jsonl`, or `predictions_SPLIT_NAME.jsonl`.
         """
         self.model.eval()
+        folder = self.folder
         common = min(self.world.gather(len(loader)))  # batches that every process has
         averages = Averages()
         predictions: list[tuple[int, Sequence[Row]]] = []
@@ -399,7 +355,7 @@ class Agent:
         if rows and self.world.is_main:
             file = f"predictions_{split}_{name}.jsonl" if split else f"predictions_{name}.jsonl"
             content = "".join(json.dumps(row) + "\n" for row in rows)
-            self.saver.submit(self.folder / file, lambda path: write_text(path, content))
+            self.write(folder / file, lambda path: write_text(path, content))
         return {**averages.figures(self.world), **self.metric(rows, split)}
 
     def gather_rows(self, predictions: list[tuple[int, Sequence[Row]]]) -> list[Row]:
@@ -427,8 +383,14 @@ class Agent:
         path = self.path(name)
         weights = whole(self.model.state_dict(), keep=self.world.is_main)
         if self.world.is_main:
-            self.saver.submit(path, functools.partial(write_tensors, weights))
+            self.write(path, functools.partial(write_tensors, weights))
         return path
+
+    def write(self, path: Path, write: Callable[[Path], None]) -> None:
+        """Write a file in the background; outside of `fit`, wait for it."""
+        self.saver.submit(path, write)
+        if not self.in_run:
+            self.saver.wait()
 
     def path(self, name: str) -> Path:
         """Of the weights of an epoch, of the best one or of the last."""

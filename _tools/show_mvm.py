@@ -26,10 +26,10 @@ from torch.utils.data import default_collate
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
-from agent import seeded, to_device
 from dataset import PretrainCorpus, Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
+from engine.step import seeded, to_device
 from lib import Config, UserError, run_script
 from masking import mask_batch
 from media.files import atomic_path

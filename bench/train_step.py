@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import BertConfig
 
-from agent import seeded
 from batch import SpecialTokens
 from bench.measure import flops, matrix_rate
 from engine.parallel import AMP
 from engine.processes import choose_device
 from engine.profiling import peak_memory
+from engine.step import seeded
 from lib import run_script
 from masking import mask_batch
 from model import PretrainModel

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from agent import sample_seeds, to_device
 from dataset import Tokens, pretrain_loader
 from engine.arguments import load_config
+from engine.step import sample_seeds, to_device
 from lib import Config, World, run_script
 from masking import NEGATIVES, mask_batch
 from media.files import atomic_path

@@ -77,9 +77,8 @@ class Stop:
 
 
 @contextlib.contextmanager
-def obeyed() -> Iterator[Stop]:
-    """The signals are taken note of inside, and have their former effect afterwards."""
-    stop = Stop()
+def obeyed(stop: Stop) -> Iterator[Stop]:
+    """Inside, the signals ask `stop` to stop; afterwards they have their former effect."""
     before = {number: signal.signal(number, stop.receive) for number in OBEYED}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop.expire)
     try:

@@ -16,6 +16,8 @@ import yaml
 
 from lib import UserError, log, shown
 
+UMASK = os.umask(0o077)  # the process's own, read once: to read it is to change it
+os.umask(UMASK)
 TEMPORARY = ".violet-"  # within the names of files that are being written, and of no others
 
 
@@ -37,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode keeps others from reading
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp's own mode keeps others from reading
         temporary.replace(path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, name):
@@ -67,12 +69,6 @@ def hold(path: Path) -> IO[str] | None:
             return None
         log.debug("%s cannot be locked: %s", path, error)  # not all network file systems can
     return file
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ------------------------------------------------------------------------- one line for whatever goes wrong

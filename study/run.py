@@ -107,9 +107,9 @@ def weights(config: Any) -> dict[str, float]:
     """
     import torch
 
-    from agent import seeded, to_device
     from dataset import Tokens, pretrain_loader
     from engine.processes import seed_everything
+    from engine.step import seeded, to_device
     from lib import World
     from masking import mask_batch
     from model import PretrainModel

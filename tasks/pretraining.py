@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Generator
 
-from agent import sample_seeds
 from batch import Batch, Output
 from dataset import Tokens
+from engine.step import sample_seeds
 from lib import Config
 from masking import mask_batch
 from model import PretrainModel

@@ -12,11 +12,12 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from agent import Agent, Averages, seeded, to_device
+from agent import Agent, Averages
 from batch import Mean, Output, SpecialTokens
 from engine.processes import distributed
 from engine.runs import make_run_folder
 from engine.schedule import parameter_groups
+from engine.step import seeded, to_device
 from lib import Config, UserError, World
 from main_pretrain_yaml import main
 from masking import mask_batch

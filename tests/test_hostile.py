@@ -27,7 +27,7 @@ from engine.processes import Printable, distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
-from engine.signals import Stalled, obeyed
+from engine.signals import Stalled, Stop, obeyed
 from lib import Config, UserError
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
@@ -219,7 +219,7 @@ def test_two_make_tsv_of_one_name(tmp_path):
     ]
     with (
         make_tsv.growing(tmp_path / "out/x.part"),
-        pytest.raises(SystemExit, match="another process is making"),
+        pytest.raises(UserError, match="another process is making"),
     ):
         make_tsv.main(arguments)
     make_tsv.main(arguments)
@@ -249,13 +249,13 @@ def test_make_tsv_removes_and_replaces_no_file_that_it_has_not_made(tmp_path):
     part.mkdir(parents=True)
     (part / "thesis.txt").write_text("mine")
     arguments = [str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
-    with pytest.raises(SystemExit, match=r"thesis.txt is not of this program"):
+    with pytest.raises(UserError, match=r"thesis.txt is not of this program"):
         make_tsv.main([*arguments, "--frames_only", "--name", "x"])
     assert (part / "thesis.txt").read_text() == "mine"
     (tmp_path / "out/y.yaml").write_text("mine")
     captions = tmp_path / "c.json"
     captions.write_text('{"a": ["red"]}')
-    with pytest.raises(SystemExit, match=r"y.yaml: another program's"):
+    with pytest.raises(UserError, match=r"y.yaml: another program's"):
         make_tsv.main([*arguments, "--captions", str(captions), "--name", "y"])
     assert (tmp_path / "out/y.yaml").read_text() == "mine"
 
@@ -348,7 +348,7 @@ def test_a_run_that_waits_for_data_stops_when_it_is_asked_to(tmp_path, monkeypat
 def test_no_reader_takes_the_end_of_waiting_for_a_damaged_file():
     assert not issubclass(Stalled, Exception)
     before = signal.getsignal(signal.SIGALRM)
-    with obeyed():
+    with obeyed(Stop()):
         pass
     assert signal.getsignal(signal.SIGALRM) == before
 

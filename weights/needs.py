@@ -154,7 +154,10 @@ def named_in(path: Path) -> list[Path]:
     if not all(name is None or (isinstance(name, str) and "\0" not in name) for name in names):
         return []
     keys = ("img", "caption", "caption_linelist")
-    return [file for key in keys for file in named_files(path, content, key)]
+    try:
+        return [file for key in keys for file in named_files(path, content, key)]
+    except (OSError, ValueError):  # a name that no file can have
+        return []
 
 
 def downstream(config: Config) -> Iterator[Need]:

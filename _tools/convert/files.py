@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import UserError, parse_json
+from lib import UserError
+from media.files import parse_json
 
 Item = dict[str, Any]
 Splits = dict[str, list[Item]]

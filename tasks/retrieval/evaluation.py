@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from agent import AMP, to_device
 from dataset import Batches, Draw, Loader, Mixture, Tokens
+from engine.parallel import AMP
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
+from engine.step import to_device
 from lib import Config, UserError, World, log
 from media.files import atomic_path, hold, leftovers
 from tasks.retrieval.captions import Gallery, read_gallery

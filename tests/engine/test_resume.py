@@ -24,7 +24,7 @@ from dataset import Batches, Loader, Mixture
 from engine import resume, runs
 from engine.processes import distributed
 from engine.runs import BEFORE, FINISHED, STATE, hold, open_run
-from engine.signals import Stop, ignored
+from engine.signals import Stop, leave_signals
 from lib import Config, UserError, World, log
 from tests.test_agent import free_port, lines, tiny_config
 
@@ -234,7 +234,7 @@ def test_a_loader_worker_ends_for_its_parent_alone():
     reader, writer = os.pipe()
     worker = os.fork()
     if not worker:
-        ignored()
+        leave_signals()
         os.write(writer, b"ready")
         threading.Event().wait(20)
         os._exit(1)

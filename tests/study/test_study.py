@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import make_tsv
-from agent import to_device
 from dataset import Tokens, pretrain_loader
 from demo import make as make_demo
 from demo.world import choose_scenes, load_scenes, render, visible_masks
+from engine.step import to_device
 from lib import Config, UserError, World
 from media.frames import MEAN, STD
 from study import oracle

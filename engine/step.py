@@ -1,0 +1,74 @@
+"""Parts of a training step: seeds, a batch on its device, the sum of the losses, values to log."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from batch import Batch, Mean, Output
+from engine.recorder import stack
+from lib import World
+from media.frames import normalise
+
+
+def seeded(*numbers: int) -> Generator:
+    """A generator whose draws follow from these numbers alone."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def sample_seeds(batch: Batch, seed: int) -> list[Generator]:
+    """A generator of each sample of an evaluation, whichever batch it is in."""
+    samples = zip(batch["corpus"], batch["index"].tolist(), strict=True)
+    return [seeded(seed, zlib.crc32(corpus.encode()), index) for corpus, index in samples]
+
+
+def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
+    """Each mean over the samples of every process, in one collective call; without gradients."""
+    if not means:
+        return {}
+    here = {name: Mean(mean.total.detach().float(), mean.count.float()) for name, mean in means.items()}
+    return {name: Mean(*pair) for name, pair in zip(means, world.sum(stack([here])[0]), strict=True)}
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; frames that come as bytes are normalised there."""
+    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: normalise(v) if k == "img" and v.dtype == torch.uint8 else v for k, v in moved.items()}
+
+
+def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Values of an fp16 step, none of which counts if one is not finite; `skipped`: whether that is so."""
+    finite = torch.stack([mean.total.isfinite() for mean in values.values()]).all()
+    kept = {
+        name: Mean(mean.total.where(finite, 0.0), mean.count.where(finite, 0.0))
+        for name, mean in values.items()
+    }
+    return {**kept, "skipped": Mean((~finite).float(), torch.ones_like(finite, dtype=torch.float))}
+
+
+def total_loss(output: Output, means: Mapping[str, Mean], processes: int) -> Tensor:
+    """The weighted sum of the losses, whose gradients are averaged over the processes.
+
+    Deviation 13: a loss is the mean over what all processes hide (`means`), not the mean of their means.
+    """
+    losses = [
+        output.weight(name) * mean.total.float() * (processes / means[name].count.clamp(min=1e-12)).float()
+        for name, mean in output.losses.items()
+    ]
+    return torch.stack(losses).sum()
+
+
+def values_of(output: Output, means: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Each loss and score, counted once if the batch had anything for it, and the losses' sum `loss`."""
+    values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in means.items()}
+    weighted = torch.stack([output.weight(name) * values[name].total for name in output.losses]).sum()
+    return {"loss": Mean(weighted, torch.ones_like(weighted)), **values}
+
+
+def joined_values(steps: Sequence[dict[str, Mean]]) -> dict[str, Mean]:
+    """The values of several batches of one step, added up."""
+    return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
