@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -66,9 +66,10 @@ def shard(model: nn.Module, world: World) -> nn.Module:
     """FSDP2: each layer's parameters are joined when it is computed and nowhere else."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
+    units = cast(tuple[type[nn.Module], ...], model.fsdp_units)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in model.modules():
-        if isinstance(module, model.fsdp_units):
+        if isinstance(module, units):
             fully_shard(module, mesh=mesh)
             if hasattr(module, "attention_map"):
                 register_fsdp_forward_method(module, "attention_map")

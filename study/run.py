@@ -211,7 +211,11 @@ def configs(
     if CONDITIONS[condition].get("oracle"):
         use_oracles(options.data, options.teachers)
     bert = str(options.data / "bert")
-    given = {"txt_backbone": bert, "fusion_encoder": bert, "vis_backbone_path": str(options.backbone)}
+    given: dict[str, Any] = {
+        "txt_backbone": bert,
+        "fusion_encoder": bert,
+        "vis_backbone_path": str(options.backbone),
+    }
     given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data)}
     config = pretraining(condition, options.data, options.teachers, options.backbone) | given
     config["mvm_weight"] = {} if condition == "none" else weights(Config(**config))
