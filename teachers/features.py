@@ -58,17 +58,16 @@ class TimmTeacher(FrameTeacher):
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
         self.mean, self.std = (network.pretrained_cfg[key] for key in ("mean", "std"))  # type: ignore[index]
-        from timm.models import SwinTransformer
-
-        if isinstance(network, SwinTransformer):
-            network.norm = nn.Identity()
         super().__init__(network, network.num_features, **options)  # type: ignore[arg-type]
 
     def look(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, C, h, w)."""
-        features = self.network.forward_features(normalise(pixels, self.mean, self.std))
-        if features.ndim == 4:  # Swin: (N, h, w, C)
-            return features.movedim(-1, 1)
+        from timm.models import SwinTransformer
+
+        pixels = normalise(pixels, self.mean, self.std)
+        if isinstance(self.network, SwinTransformer):
+            return self.network.layers(self.network.patch_embed(pixels)).movedim(-1, 1)
+        features = self.network.forward_features(pixels)
         patches = features[:, self.network.num_prefix_tokens :]
         return rearrange(patches, "n (h w) c -> n c h w", h=pixels.shape[-2] // 32)
 
