@@ -168,7 +168,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _on_board(self) -> Iterator[None]:
-        """Inside, TensorBoard is written; a writer that has failed never writes again, which is logged once."""
+        """Inside, TensorBoard is written. A failed writer never writes again, which is logged once."""
         try:
             yield
         except OSError as error:
