@@ -1,7 +1,7 @@
 """Kinds of question: which pieces of text make a question, and which answer is expected."""
 
-from dataset import Tokens
 from lib import UserError
+from media.tokens import Tokens
 from tasks.qa.questions import Item, Questions
 from tasks.qa.texts import Ids, Text
 
@@ -107,7 +107,10 @@ class OpenEnded(Questions):
         """The answer's word; empty for -1, an answer that is not on the published list."""
         answer = item.get("answer")
         text = item.get("answer_text", answer)
+        listed = self.annotation.words.get(answer) if type(answer) is int else answer
         if isinstance(text, str):
+            if isinstance(listed, str) and listed.strip().lower() != text.strip().lower():
+                raise self.fail(item, f"answer {answer!r} ({listed!r}) is not its answer_text {text!r}.")
             return text
         if type(answer) is not int:
             raise self.fail(item, "it has neither an answer nor an answer_text.")
