@@ -65,8 +65,12 @@ def colour_map(made: Tensor, truth: Tensor) -> Colours:
     from matplotlib import colormaps
 
     low, high = truth.amin(dim=(1, 2, 3, 4), keepdim=True), truth.amax(dim=(1, 2, 3, 4), keepdim=True)
-    scaled = [((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)[:, :, 0].numpy() for x in (made, truth)]
-    return tuple(colormaps["inferno"](x)[..., :3] for x in scaled)  # type: ignore[return-value]
+
+    def colour(values: Tensor) -> np.ndarray:
+        share = ((values - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        return colormaps["inferno"](share[:, :, 0].numpy())[..., :3]
+
+    return colour(made), colour(truth)
 
 
 def wheel(made: Tensor, truth: Tensor) -> Colours:
@@ -249,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: (made.cpu().float(), truth.cpu().float())
         for name, (made, truth) in reconstruct(model, batch).items()
     }
-    captions = [tokens.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["txt"]]
+    captions = [str(tokens.tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch["txt"]]
     seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
     for name, pair in pairs.items():
