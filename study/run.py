@@ -343,8 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
     bench = ROOT / "bench"
     ours = options.results.resolve() == bench / "study"
     page = bench if ours else options.results  # results elsewhere are reported there
-    readme = ROOT / "README.md" if ours else None
-    write_report(options.results, page / "STUDY.md", page / "study.png", readme)
+    quoting = ROOT / "docs/targets.md" if ours else None
+    write_report(options.results, page / "STUDY.md", page / "study.png", quoting)
 
 
 if __name__ == "__main__":

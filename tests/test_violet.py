@@ -95,15 +95,15 @@ def example() -> str:
     return "\n".join(lines)
 
 
-def test_the_example_runs_and_is_the_readmes(run, capsys):
+def test_the_example_runs_and_is_that_of_the_docs(run, capsys):
     exec(example(), {})
     scores, answers = (eval(line) for line in capsys.readouterr().out.splitlines())
     assert len(scores) == 2
     assert len(answers) == 5
     assert sum(share for _, share in answers) <= 1 + 1e-6
     assert answers == sorted(answers, key=lambda pair: -pair[1])
-    readme = (ROOT / "README.md").read_text()
-    assert all(line in readme for line in example().splitlines())
+    page = (ROOT / "docs/python.md").read_text()
+    assert all(line in page for line in example().splitlines())
 
 
 def test_the_command_line_matches_asks_and_takes_keys_of_the_config(run, capsys):
