@@ -1,4 +1,4 @@
-"""Videos or pictures -> the TSV files that the scripts read, and a YAML that pre-training reads.
+"""Convert videos or pictures to the TSV files that the scripts read, and a YAML for pre-training.
 
     python _tools/make_tsv.py _data/webvid --captions _data/webvid.csv --output _data --name webvid
     python _tools/make_tsv.py MSRVTT/videos --frames_only --output _data --name msrvtt
@@ -12,8 +12,8 @@ NAME.manifest.jsonl (the settings, then a line per item: source, frames, seconds
 NAME.failures.tsv (id, path, reason of what was left out). With --frames_only (text comes later, from
 annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.img.0.tsv,
 NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
-_data/README.md defines the formats. They grow in the folder NAME.part: after a kill, the same command goes
-on where it was, to the same bytes.
+_data/README.md defines the formats. Unfinished files are kept in the folder NAME.part: after a kill, the same
+command continues where it stopped and gives the same bytes.
 """
 
 import argparse
@@ -406,25 +406,47 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("source", type=Path, help="a folder; a CSV of `video` or `image`, `caption`, and, where the rows are "
         "clips of videos, `id`, `start` and `end`; or a frames TSV")  # fmt: skip
     add("--captions", type=Path, help="for a folder or TSV: a JSON {id: [captions]}, or a CSV as above")
-    add("--frames_only", action="store_true", help="img_NAME.tsv alone, for which no captions are needed")
-    add("--output", type=Path, required=True, help="folder to write to, made when missing")
-    add("--name", required=True, help="what the names of the written files begin with")
-    add("--frames", type=int, help="per video at most, evenly, first and last included (default: 32)")
+    add("--frames_only", action="store_true", help="write only img_NAME.tsv, which needs no captions")
+    add("--output", type=Path, required=True, help="folder to write to; it is created if missing")
+    add("--name", required=True, help="beginning of the names of the written files")
+    add(
+        "--frames",
+        type=int,
+        help="frames per video at most, evenly spaced, first and last included (default: 32)",
+    )
     add("--fps", type=float, help="frames per second of video (then, by default, --frames is unbounded)")
-    add("--start", type=float, default=0.0, help="seconds of each video before its clip begins (default: 0)")
-    add("--end", type=float, help="where it ends, in seconds, say 30 (default: with the video)")
-    add("--size", type=int, default=320, help="longest side, pixels (default: 320); only shrinks")
-    add("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default: 90)")
+    add("--start", type=float, default=0.0, help="start of each clip in seconds (default: 0)")
+    add("--end", type=float, help="end of each clip in seconds (default: end of the video)")
+    add(
+        "--size",
+        type=int,
+        default=320,
+        help="longest side of stored frames in pixels; smaller frames are kept (default: 320)",
+    )
+    add("--quality", type=int, default=90, help="quality of the JPEGs, 1 to 100 (default: 90)")
     add(
         "--frame_folders", action="store_true", help="each folder in the source is a video, a picture a frame"
     )
     add(
         "--rate", type=float, default=0.0, help="frames per second of such folders, for --fps, --start, --end"
     )
-    add("--keep_damaged", action="store_true", help="rows with frames that the decoder says are damaged")
-    add("--link", action="store_true", help="rows name the files, which are decoded when they are read")
-    add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
+    add(
+        "--keep_damaged",
+        action="store_true",
+        help="keep rows with frames that the decoder reports as damaged",
+    )
+    add(
+        "--link",
+        action="store_true",
+        help="write rows that name the files, which are decoded when they are read",
+    )
+    add("--shard_gb", type=float, default=0.0, help="size limit of a frames file in GB (default: one file)")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="decoding processes (default: one per core; 0: the main process decodes)",
+    )
     add("--overwrite", action="store_true", help="replace finished files of this name")
     args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
     for name in ("frames", "fps", "size", "quality"):

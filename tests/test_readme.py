@@ -100,9 +100,9 @@ def children(process: int) -> list[int]:
 
 
 def kill_a_worker(launcher: subprocess.Popen[str], checkout: Path) -> None:
-    """SIGKILL of the second worker of torchrun once there is a step to go on from."""
+    """SIGKILL of the second worker of torchrun once there is a state to resume."""
     until = time.monotonic() + 60
-    while not any(checkout.glob("_snapshot/demo/*/last.previous.pt")) and time.monotonic() < until:
+    while not any(checkout.glob(f"_snapshot/demo/*/{STATE}")) and time.monotonic() < until:
         time.sleep(0.05)
     workers = children(launcher.pid)
     while len(workers) < 2:  # below the shell
