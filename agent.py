@@ -161,7 +161,7 @@ class Agent:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """What a run has open: its figures, what is being written, the signals; its state, if it goes on."""
+        """Open a run's figures, saver and signal handlers; load its state if it is resumed."""
         loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
         with contextlib.ExitStack() as opened:
             if self.run.lock is not None:
@@ -235,7 +235,7 @@ class Agent:
         """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise FloatingPointError(
-                "fp16: no loss scale leaves the gradients finite; see amp bf16, lr, data."
+                "fp16: gradients are not finite with any loss scale; try amp bf16 or a smaller lr."
             )
         self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
 
@@ -255,7 +255,7 @@ class Agent:
                 with self.stop.waiting():
                     batch = next(stream, None)
             except Stalled:
-                log.error("no batch has come since this process was asked to stop: it stops without one")
+                log.error("no batch arrived after the stop signal: the process stops without one")
                 if self.world.size == 1:  # others cannot be waited for
                     self.save_state()
                 self.leave()
@@ -267,8 +267,8 @@ class Agent:
         """End the program once everything is written."""
         self.saver.wait()
         if self.saver.failed:
-            log.error("stopping with what could be written before: later steps are to be done again")
-        log.warning("stopped at step %d of %d: --resume auto goes on", self.step, self.total)
+            log.error("some files could not be written: steps after the last saved state will be repeated")
+        log.warning("stopped at step %d of %d; --resume auto resumes the run", self.step, self.total)
         raise SystemExit(self.config.requeue_code)
 
     def set_rates(self) -> dict[str, float]:
@@ -433,14 +433,14 @@ class Agent:
         self.saver.wait()
         if failed := self.saver.failed if failed is None else failed:
             named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
-            raise UserError(f"not written: {named}. Make room, or name another place by --path_output.")
+            raise UserError(f"not written: {named}. Free disk space, or choose another --path_output.")
 
     def restore(self) -> dict[str, Any]:
         """Go back to the state in the run's folder; returns what had been recorded."""
         state = read_state(self.folder, self.world)
         if len(state["random"]) != self.world.size:
             raise UserError(
-                f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
+                f"{self.folder} has {len(state['random'])} processes, not {self.world.size}: start "
                 f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
         with reading(self.folder / STATE, "the state of this run", AGAIN):
@@ -454,7 +454,7 @@ class Agent:
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
         if total != self.total:
-            log.warning("the run was to have %d steps: the schedule is now that of %d", self.total, total)
+            log.warning("the run was planned for %d steps; the schedule now has %d", self.total, total)
             self.total = total
         self.saved = time.monotonic()
         log.info("step %d of %d, epoch %d", self.step, self.total, self.epoch)
@@ -465,7 +465,7 @@ class Agent:
         self.saver.wait()
         if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
             failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
-            raise UserError(f"not written: {failed}. Make room; --resume {self.folder} then ends the run.")
+            raise UserError(f"not written: {failed}. Free disk space; --resume {self.folder} ends the run.")
         self.save_state()
         if self.world.is_main:
             content = json.dumps(self.kept or self.figures, indent=1) + "\n"

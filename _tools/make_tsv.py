@@ -82,7 +82,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Done:
-    """What the journal, later the manifest, says of an item."""
+    """The record of an item in the journal, later in the manifest."""
 
     id: str
     source: str
@@ -181,7 +181,7 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     before = first_line(manifest)
     others = [layout.place(part, name) for name in ("yaml", layout.captions(0), "linelist.tsv")]
     if taken := [path for path in others if path.exists() and not manifest.exists()]:
-        raise UserError(f"{taken[0]}: another program's; give another --name or --overwrite")
+        raise UserError(f"{taken[0]} was written by another program; give another --name or --overwrite")
     if rows.exists() and before != settings:
         raise UserError(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
@@ -213,7 +213,7 @@ def write_rows(
 
 
 def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
-    """What runs with the same settings have done, as far as all files have it; they are cut to that."""
+    """Records of earlier runs with the same settings; files are truncated to the rows that all have."""
     journal = part / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     lines = [line for line in lines if line.endswith(b"\n")]
@@ -251,7 +251,7 @@ def discard(part: Path) -> None:
     for path in list(part.iterdir()):
         known = path.name in names or ours.fullmatch(path.name) or TEMPORARY in path.name
         if not known or not path.is_file():
-            raise UserError(f"{path} is not of this program: move it, or give another --name.")
+            raise UserError(f"{path} was not written by this program: move it, or give another --name.")
     for path in list(part.iterdir()):
         path.unlink()
 
@@ -265,7 +265,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
         discard(part)
-        raise UserError(f"nothing written: not one row could be made; see {listed}")
+        raise UserError(f"nothing written: no row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
@@ -373,7 +373,7 @@ def growing(part: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(
-                    f"{part}: another process is making files of this name; wait for its end."
+                    f"{part}: another process is writing files of this name; wait until it ends."
                 ) from error
         try:
             yield
@@ -392,7 +392,7 @@ def make(args: argparse.Namespace, items: list[Item], sampling: Sampling, layout
         print(f"{args.name}: finished")
         return
     if not args.overwrite and is_finished(part, settings, layout):
-        print(f"{args.name}: finished before with these settings (--overwrite: once more)")
+        print(f"{args.name}: complete, with these settings (--overwrite writes it again)")
         return
     done = write_rows(part, items, sampling, layout, args.workers, settings)
     finish(part, items, done, layout)
@@ -455,7 +455,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.start < 0 or (args.end is not None and args.end <= args.start):
         parser.error("--start and --end must be 0 <= start < end")
     if args.link and args.keep_damaged:
-        parser.error("--keep_damaged stores frames; a row that names its file is refused when they are read")
+        parser.error("--keep_damaged applies to stored frames; linked rows are checked when they are read")
     return args
 
 

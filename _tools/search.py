@@ -81,7 +81,7 @@ def open_source(path: Path, config: Config, cache: Path) -> Source:
         found = [file for file, kind in find_files(path) if kind == "video"]
         files = {str(file.relative_to(path)): file for file in found}
         for name in [name for name in files if not name.isprintable()]:  # features are kept by name, in UTF-8
-            print(f"left out: {shown(name)}: its name is no printable UTF-8; rename it", file=sys.stderr)
+            print(f"left out: {shown(name)}: its name is not printable UTF-8; rename it", file=sys.stderr)
             del files[name]
         if not files:
             raise UserError(f"{path}: no video file in it.")
@@ -108,7 +108,7 @@ def open_source(path: Path, config: Config, cache: Path) -> Source:
 
 
 def maker(config: Config, checkpoint: Path) -> str:
-    """What features follow from besides the videos: the checkpoint and the settings, in 16 digits."""
+    """A digest, 16 digits, of the checkpoint and the settings that determine features."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps([getattr(config, key) for key in DECIDES]).encode())
@@ -156,7 +156,7 @@ def encode(model: RetrievalModel, config: Config, source: Source, device: torch.
             continue
         features[name] = model.enc_img(normalise(clip.to(device))[None])[0].float().cpu()
     if not features:
-        raise UserError(f"{source.path}: not one video in it can be read.")
+        raise UserError(f"{source.path}: no video in it can be read.")
     if new:
         save_features(source, made_by, features)
     return {name: features[name] for name in source.stamps if name in features}

@@ -95,7 +95,7 @@ def step_demo(amp: str, device: torch.device) -> Row:
 
 
 def target(name: str) -> Case:
-    """What a target adds to a step: its teacher with random weights, its head and loss, both passes."""
+    """The cost that a target adds to a step: teacher with random weights, head and loss, both passes."""
 
     def case(amp: str, device: torch.device) -> Row:
         teachers = make_teachers(Config(mvm_target=[name], teacher_init="random"))

@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output.exists() and note.exists() and not options.overwrite:
         known = json.loads(note.read_text())
         if known["settings"] == settings:
-            print(f"{options.output}: there already; {known['result']}")
+            print(f"{options.output}: exists; {known['result']}")
             return
     seed_everything(options.seed)
     clips, held_out = (read_clips(options.data, name, options.size_img) for name in ("names", "names_val"))

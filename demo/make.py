@@ -180,7 +180,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bert(folder: Path) -> None:
-    """What AutoTokenizer, AutoConfig and AutoModel.from_config need."""
+    """Write the files that AutoTokenizer, AutoConfig and AutoModel.from_config read."""
     words = vocabulary()
     config = {
         "architectures": ["BertForMaskedLM"],
@@ -230,7 +230,7 @@ def make_set(split: str, options: argparse.Namespace) -> None:
     output, folder = options.output, options.output / split
     settings = {"world": WORLD_VERSION, "seed": options.seed, "clips": getattr(options, split)}
     if finished_sets(output).get(split) == settings and len(list(folder.glob("*.mp4"))) == settings["clips"]:
-        print(f"{folder}: {settings['clips']} clips are there already")
+        print(f"{folder}: {settings['clips']} clips exist")
         return
     unfinished = output / f"{split}.partial"
     records = draw_set(unfinished, split, options)

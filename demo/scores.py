@@ -1,4 +1,4 @@
-"""What the demo's figures are worth: those of who does not look at the video, and tables of both.
+"""Baselines for the demo's figures, which do not look at the video, and tables of both.
 
     python -m demo.scores _snapshot/demo/pretraining/_pretrain_TIME
 

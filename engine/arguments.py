@@ -88,7 +88,7 @@ def load_config(script: str, arguments: Sequence[str] | None = None) -> Config:
     if isinstance(stored.get("img_transform"), str) and config.task in ("tgif-action", "tgif-transition"):
         log.warning(
             "img_transform %s: the published %s ran with img_rand_crop and the centre crop, because its code "
-            "does not read a name that is no list; --img_transform img_rand_crop does the same.",
+            "only reads lists; --img_transform img_rand_crop does the same.",
             stored["img_transform"], config.task,
         )  # fmt: skip
     config = of_run(script, config, Path(file), options) if file else config
@@ -109,7 +109,7 @@ def split_arguments(given: Sequence[str]) -> tuple[str, Values]:
             name, equals, value = word[2:].partition("=")
             current = options[name] = [value] if equals else []
         elif not options:
-            raise UserError(f"{word!r} stands before the first option: options begin with --.")
+            raise UserError(f"{word!r} is not an option: options begin with --.")
         else:
             current.append(word)
     # torch.distributed.launch adds it; the environment variable LOCAL_RANK says the same
@@ -119,7 +119,7 @@ def split_arguments(given: Sequence[str]) -> tuple[str, Values]:
         raise UserError("--config takes one file.")
     ignored = [name for name in options if name in LEGACY]
     if ignored:
-        log.warning("ignored, without a meaning here: %s", ", ".join(ignored))
+        log.warning("ignored, without meaning in this code: %s", ", ".join(ignored))
     return files[0], {name: value_of(name, options[name]) for name in options if name not in ignored}
 
 
@@ -148,10 +148,10 @@ def read_file(path: Path) -> Values:
     todo = "name one of _args/, or the args.json of a run"
     content = read_json(path, todo, most=1 << 20)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object of config keys; {todo}.")
+        raise UserError(f"{path} is not a JSON object of config keys; {todo}.")
     unknown = [name for name in content if name not in KEYS]
     if any(name in LEGACY for name in unknown):
-        log.warning("%s: ignored, without a meaning here: %s", path, ", ".join(unknown))
+        log.warning("%s: ignored, without meaning in this code: %s", path, ", ".join(unknown))
         content = {name: value for name, value in content.items() if name in KEYS and value is not None}
         content.pop("multi_clip_testing", None)  # the published evaluation never reads it
     for name in content:
@@ -217,7 +217,7 @@ def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
         return config
     if not any(folder.glob("ckpt_violet_*.pt")):
         return config
-    log.info("path_ckpt %s: the best checkpoint of the run whose args.json is the config", folder)
+    log.info("path_ckpt %s: using the best checkpoint of the run that wrote this config", folder)
     return dataclasses.replace(config, path_ckpt=str(folder))
 
 
@@ -239,7 +239,7 @@ def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
         trained_elsewhere = name in FOLDERS and ours and Path(ours).exists() and not Path(theirs).exists()
         if name not in options and ours != theirs and not trained_elsewhere:
             taken[name] = theirs
-            log.warning("%s is %s, as in %s; the config says %s", name, theirs, file, ours)
+            log.warning("%s: using %s from %s instead of %s of the config", name, theirs, file, ours)
     return dataclasses.replace(config, **taken)
 
 

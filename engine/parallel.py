@@ -33,11 +33,9 @@ def choose_parallel(config: Config, world: World) -> str:
     if world.size == 1:
         return "none"
     if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
-        raise UserError(
-            "parallel fsdp with fp16: the loss scale is not agreed on by shards; set amp to bf16."
-        )
+        raise UserError("parallel fsdp with fp16: shards do not share the loss scale; set amp to bf16.")
     if kind == "fsdp" and config.compile:
-        raise UserError("parallel fsdp with compile: parameters come and go inside; set compile to false.")
+        raise UserError("parallel fsdp with compile is not supported; set compile to false.")
     return kind
 
 
@@ -126,7 +124,7 @@ def clip(model: nn.Module, most: float) -> Tensor:
 def report(config: Config, kind: str, precision: str, device: torch.device) -> None:
     """Say what the published key `deepspeed` comes to here, and where bf16 gains nothing."""
     if precision == "bf16" and emulates_bf16(device):
-        log.warning("amp bf16: this processor multiplies no bf16 (AVX512-BF16, AMX): float32 is faster.")
+        log.warning("amp bf16: this processor lacks bf16 instructions (AVX512-BF16, AMX); float32 is faster.")
     if config.deepspeed:
         shared = "ZeRO-1" if kind == "zero1" else "one process, nothing to share" if kind == "none" else kind
         log.info("deepspeed: precision %s, %s", precision, shared)

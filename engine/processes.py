@@ -33,7 +33,7 @@ def distributed(config: Config) -> Iterator[World]:
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
     if device.type != "cpu":
         if not torch.accelerator.is_available():
-            raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
+            raise UserError(f"device {device} is not available; --device cpu runs on the processor.")
         torch.accelerator.set_device_index(device.index or 0)
     if config.deterministic:
         be_deterministic()
@@ -147,7 +147,7 @@ class Printable(logging.Formatter):
 def start_log(world: World, folder: Path | None = None) -> None:
     """Log to the console (main process: everything; others: warnings) and, per process, to a file.
 
-    What is logged before there is a folder is kept, and the file begins with it.
+    Lines logged before there is a folder are kept and written to the beginning of the file.
     """
     name = f"[{world.rank}] " if world.size > 1 else ""
     layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")

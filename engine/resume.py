@@ -77,7 +77,7 @@ def load_model(model: nn.Module, state: State) -> None:
     """Copy whole tensors into a model, in shards where its own are. Raises `ValueError` for other shapes."""
     own = model.state_dict()
     if state.keys() != own.keys():
-        raise ValueError(f"its model has other tensors: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
+        raise ValueError(f"its model's tensors differ: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
     for name, tensor in state.items():
         check_tensor(f"the model's {name}", tensor, own[name])
     model.load_state_dict({name: like(tensor, own[name]) for name, tensor in state.items()})
@@ -92,11 +92,11 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     counts = [len(group["params"]) for group in optimizer.param_groups]
     if [len(group["params"]) for group in state["param_groups"]] != counts:
-        raise ValueError(f"its optimiser has not the groups of {counts} parameters that the model has")
+        raise ValueError(f"its optimiser does not have the parameter groups of the model, {counts}")
     moments = {}
     for number, entry in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters) or entry.keys() != MOMENTS:
-            raise ValueError("its optimiser's state is not that of AdamW for these parameters")
+            raise ValueError("its optimiser state does not fit AdamW with these parameters")
         own = parameters[number]
         for name in ("exp_avg", "exp_avg_sq"):
             check_tensor(f"the optimiser's {name} of parameter {number}", entry[name], own)
@@ -105,7 +105,7 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
             or entry["step"].dim()
             or entry["step"].dtype != torch.float32
         ):
-            raise ValueError(f"the optimiser's step of parameter {number} is no number")
+            raise ValueError(f"the optimiser's step of parameter {number} is not a number")
         moments[number] = {
             "step": entry["step"].clone(),
             **{name: like(copied(entry[name], own), own) for name in ("exp_avg", "exp_avg_sq")},
@@ -123,7 +123,7 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
 def check_tensor(name: str, tensor: Any, own: Tensor) -> None:
     """Raise `ValueError` if a file's tensor is not of the shape and type that this run's own has."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is no tensor")
+        raise ValueError(f"{name} is not a tensor")
     if tensor.shape != own.shape or tensor.dtype != own.dtype:
         had, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, own))
         raise ValueError(f"{name} is {had}, not {wanted}")
@@ -157,7 +157,7 @@ def load_random_states(states: State, device: torch.device) -> None:
     random.setstate(states["python"])
     numpy = states["numpy"]
     if len(numpy["state"]["key"]) != 624 or not 0 <= numpy["state"]["pos"] <= 624:  # NumPy trusts them
-        raise ValueError("the random state of NumPy is none")
+        raise ValueError("the random state of NumPy is invalid")
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
     torch.set_rng_state(states["torch"])
@@ -205,7 +205,7 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             self.failed[path] = reason
-            log.error("%s could not be written (%s): the run goes on; make room for the next.", path, reason)
+            log.error("%s could not be written (%s): the run continues; free disk space.", path, reason)
         else:
             self.failed.pop(path, None)
             kind = "state" if path.name == STATE else "checkpoint"
@@ -228,17 +228,17 @@ def read_state(folder: Path, world: World) -> State:
         if not wrong:
             chosen = path
             break
-        log.warning("%s: %s: the state before it is used", path, wrong)
+        log.warning("%s: %s: the previous state is used", path, wrong)
     chosen = world.gather(chosen)[0]
     if chosen is None:
-        raise UserError(f"{folder} holds no whole training state: start anew, or from a checkpoint in it.")
+        raise UserError(f"{folder} has no complete training state: start a new run, or use --path_ckpt.")
     with reading(chosen, "a training state", AGAIN):
         state = load_data(chosen)
         check_state(state)
     return state
 
 
-AGAIN = "start anew; --path_ckpt takes its weights alone"
+AGAIN = "start a new run; --path_ckpt loads only its weights"
 
 
 def check_state(state: Any) -> None:
@@ -246,16 +246,16 @@ def check_state(state: Any) -> None:
     state = state if isinstance(state, dict) else {}
     for part, kind in PARTS.items():
         if type(state.get(part)) is not kind:
-            raise ValueError(f"its part {part!r} is missing or no {kind.__name__}")
+            raise ValueError(f"its part {part!r} is missing or not a {kind.__name__}")
     for name, wanted in PROGRESS.items():
         value = state["progress"].get(name)
         if type(value) is not wanted or (isinstance(value, int) and not 0 <= value < 1 << 53):
-            raise ValueError(f"how far the run was ({name!r}) is missing or no {wanted.__name__}")
+            raise ValueError(f"its progress {name!r} is missing or not a {wanted.__name__}")
     for name in ("figures", "kept"):
         if not all(type(k) is str and type(v) in (int, float) for k, v in state["progress"][name].items()):
-            raise ValueError(f"its {name} are no numbers")
+            raise ValueError(f"its {name} are not numbers")
     if not all(isinstance(states, dict) for states in state["random"]):
-        raise ValueError("its random states are none")
+        raise ValueError("its random states are invalid")
     check_recorded(state["recorder"])
 
 
@@ -264,18 +264,18 @@ def check_recorded(recorded: dict[str, Any]) -> None:
     names, window = recorded.get("names"), recorded.get("window")
     shape = list(window.shape[1:]) if isinstance(window, Tensor) and window.dim() == 3 else None
     if not isinstance(names, list) or not all(type(name) is str for name in names):
-        raise ValueError("the names of its figures are none")
+        raise ValueError("the names of its figures are invalid")
     if shape != [len(names), 2] and (window or names):
-        raise ValueError("its figures are none")
+        raise ValueError("its figures are invalid")
     rates, sizes = recorded.get("rates"), recorded.get("sizes")
     if not isinstance(rates, dict) or not all(type(v) in (int, float) for v in rates.values()):
-        raise ValueError("its learning rates are none")
+        raise ValueError("its learning rates are invalid")
     if not isinstance(sizes, dict) or not all(type(v) is int and v >= 0 for v in sizes.values()):
-        raise ValueError("the sizes of its files are none")
+        raise ValueError("the sizes of its files are invalid")
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file of `torch.save`, by its checksums too; empty if it is whole."""
+    """The fault of a file of `torch.save`, found by its checksums too; empty if it is complete."""
     if not path.is_file():
         return "is not there"
     try:

@@ -71,7 +71,7 @@ def open_run(config: Config, world: World) -> Run:
         return Run(folder, lock=hold(folder) if world.is_main else None)
     start_log(world, found)
     describe_machine(world)
-    log.info("going on with %s", found)
+    log.info("resuming %s", found)
     return Run(found, resumed=True, lock=lock)
 
 
@@ -157,7 +157,7 @@ def named_run(config: Config, path: Path) -> tuple[Path, IO[str]]:
     if not has_state(folder):
         raise UserError(f"resume {path}: there is no {STATE} in {folder}; name a run's folder, or auto.")
     if other := differences(config, folder):
-        log.warning("resume: until now the run had %s; it goes on with what is given now", ", ".join(other))
+        log.warning("resume: the run had %s; the values given now are used", ", ".join(other))
     lock = hold(folder)
     if lock is None:
         raise UserError(f"resume {path}: another process is writing to that run; end it first.")
@@ -174,7 +174,7 @@ def differences(config: Config, folder: Path) -> list[str]:
     try:
         stored: dict[str, Any] = read_json(folder / "args.json", most=1 << 20)
         if not isinstance(stored, dict):
-            raise UserError("it is no JSON object")
+            raise UserError("it is not a JSON object")
     except UserError as error:
         return [f"no args.json that can be read ({error})"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))

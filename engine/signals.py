@@ -41,7 +41,7 @@ class Stop:
     def ask(self, why: str) -> None:
         """Take note of a reason to stop."""
         if not self.signalled:
-            log.warning("%s: stopping after this step, the state saved", why)
+            log.warning("%s: the run saves its state and stops after this step", why)
         self.signalled = True
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -52,7 +52,7 @@ class Stop:
             raise KeyboardInterrupt
         if number == signal.SIGINT and not self.interrupted:
             self.interrupted = now
-        again = " (once more stops at once)" if number == signal.SIGINT else ""
+        again = " (press again to stop at once)" if number == signal.SIGINT else ""
         self.ask(signal.Signals(number).name + again)
         if self.is_waiting:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)

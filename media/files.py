@@ -102,7 +102,7 @@ def writing(what: str) -> Iterator[None]:
         if error.errno not in DISK:
             raise
         place = error.filename or what
-        raise UserError(f"{place}: {error.strerror}; make room, or name another place.") from error
+        raise UserError(f"{place}: {error.strerror}; free disk space, or choose another folder.") from error
 
 
 def why(path: str | Path, error: BaseException) -> str:
@@ -212,4 +212,4 @@ def check_file(path: Path, most: int = 1 << 31) -> None:
     if (wrong := unsuitable(path)) and wrong != EMPTY:
         raise ValueError(wrong)
     if path.stat().st_size > most:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than the {most} of any such file")
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than the limit of {most}")

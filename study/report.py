@@ -150,7 +150,7 @@ def plus_minus(width: float) -> str:
 
 
 def remarks(runs: Runs) -> Iterable[str]:
-    """What the numbers say by themselves."""
+    """Remarks computed from the numbers."""
     runs_made = sum(map(len, runs.values()))
     deviations = {name: spread(runs, name)[0] for name in FIGURES}
     shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items() if math.isfinite(value))

@@ -280,7 +280,7 @@ def one_word(shares: Tensor) -> Tensor:
 
 
 def make_oracle(output: Path, data: Path, _: Frames, steps: int) -> Figures:
-    """What depth and flow are told by."""
+    """Write the index of true depth and flow."""
     write_index(data, output / "oracle.npz", SIZE)
     return {}
 

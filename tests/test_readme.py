@@ -121,7 +121,7 @@ def test_the_lines_for_a_laptop_run_as_printed_and_one_survives_a_kill(checkout)
         assert running.returncode == 0, f"{command}\n{output[-3000:]}"
         (folder,) = checkout.glob("_snapshot/demo/_*")
         assert (folder / FINISHED).exists()
-        assert ("going on with" in (folder / "log.txt").read_text()) == killed
+        assert ("resuming " in (folder / "log.txt").read_text()) == killed
         processes = len(torch.load(folder / STATE, weights_only=True)["random"])
         found.append((processes, values(folder)))
         folder.rename(checkout / f"run{len(found)}")

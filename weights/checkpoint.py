@@ -22,7 +22,7 @@ TIED = "predictions.bias", "predictions.decoder.bias"  # one parameter under two
 
 @dataclass
 class Report:
-    """What became of each tensor of a file, and of each that a module has."""
+    """The fate of each tensor of a file and of a module: loaded, adapted, missing, unused."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ def load_tensors(
     report.check(may_lack)
     if spoilt := [key for key in report.loaded if not fitting[key].isfinite().all()]:
         raise UserError(
-            f"{source} has values that are not finite numbers in {summary(spoilt)}: it is spoilt."
+            f"{source} has values that are not finite in {summary(spoilt)}: the checkpoint is unusable."
         )
     module.load_state_dict(fitting, strict=False)
     log.info("%s", report)
@@ -143,7 +143,7 @@ def load_tensors(
 def compare(
     own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
 ) -> tuple[Report, dict[str, Tensor]]:
-    """What a file has for a module's state `own`, and of that what fits."""
+    """The tensors of a file that a module's state `own` has, and those of them that fit."""
     report, fitting = Report(source), {}
     tensors = both_names(tensors, own, report)
     for key, wanted in own.items():

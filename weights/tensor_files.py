@@ -73,9 +73,9 @@ def read_tensors(path: str | Path, what: str = "a checkpoint of tensors") -> dic
             keys = ", ".join(shown(str(key)) for key in list(state)[:5])
             raise Refused(f"it holds no tensors (its keys: {keys or 'none'}): it is not a state dict")
     if place:
-        log.info("%s: its tensors are those under %s", path, place)
+        log.info("%s: using the tensors under %s", path, place)
     if foreign:
-        log.info("%s: passed over, not tensors: %s", path, ", ".join(sorted(foreign)))
+        log.info("%s: ignored, not tensors: %s", path, ", ".join(sorted(foreign)))
     return tensors
 
 

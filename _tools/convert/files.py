@@ -48,11 +48,11 @@ class Public:
                 break
         if len(fits) > 1:
             names = ", ".join(str(path) for path in fits)
-            raise UserError(f"{names}: which of them? Give its own folder, or say --file {role}=PATH.")
+            raise UserError(f"{names}: several files match: give another folder, or --file {role}=PATH.")
         if not fits and needed:
             raise UserError(
                 f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
-                f"say --file {role}=PATH."
+                f"give --file {role}=PATH."
             )
         if fits:
             self.used[role] = fits[0]

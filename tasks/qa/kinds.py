@@ -17,9 +17,7 @@ class MultipleChoice(Questions):
         names = [key for key in item if key.startswith("option_")]
         wanted = [f"option_{i}" for i in range(self.size_option)]
         if sorted(names) != sorted(wanted):
-            raise self.fail(
-                item, f"it has {len(names)} options, size_option is {self.size_option}; set that."
-            )
+            raise self.fail(item, f"it has {len(names)} options, not {self.size_option}; set size_option.")
         return [str(item[name]) for name in wanted]
 
     def pieces(self, item: Item) -> list[str]:

@@ -220,7 +220,7 @@ def read_gallery(config: Config) -> Gallery:
     names = list(dict.fromkeys(caption.video for caption in captions))
     place = {name: i for i, name in enumerate(names)}
     if missing := [name for name in names if name not in videos]:
-        log.info("%s: %d videos are missing and never found, first %s", split, len(missing), missing[0])
+        log.info("%s: %d videos are missing and not found, first %s", split, len(missing), missing[0])
     if len(missing) == len(names):
         raise UserError(f"{videos.tsv.path} has none of the videos of {split}.")
     transform = Transform(config.img_transform, config.size_img)

@@ -1,8 +1,8 @@
-"""Evaluation of retrieval: a split's videos scored with all of its texts, block by block, and what came out.
+"""Evaluation of retrieval: score a split's videos with all of its texts block by block, rank, write.
 
-A block is a few videos and all texts. Videos are encoded when their block's turn comes, so that memory holds
-a block, the texts and the matrix of scores, however many pairs there are. Every finished block is on disk: a
-run that is interrupted goes on from there. Processes take blocks in turn.
+A block is a few videos and all texts. Videos are encoded one block at a time, so that memory holds a block,
+the texts and the matrix of scores, however many pairs there are. Every finished block is on disk: an
+interrupted evaluation continues from there. Processes take blocks in turn.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Blocks:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = hold(self.folder / "lock")
         if not world.gather(self.lock is not None)[0]:
-            raise UserError(f"{self.folder}: another process is evaluating the same; wait for its end.")
+            raise UserError(f"{self.folder}: another process runs the same evaluation; wait until it ends.")
 
     def discard(self) -> None:
         """Delete all blocks."""
@@ -102,7 +102,7 @@ class Remaining(Batches):
 
 
 def fingerprint(model: RetrievalModel, config: Config, gallery: Gallery, txt: Tensor) -> str:
-    """What scores follow from, in 16 digits: weights, settings, tokens, and the videos' file."""
+    """A digest, 16 digits, of all that determines scores: weights, settings, tokens, the videos' file."""
     digest = hashlib.sha256()
     tsv = gallery.clips.videos.tsv.path
     settings = [getattr(config, key) for key in DECIDES]
@@ -145,7 +145,7 @@ def score_gallery(
     )
     if done:
         log.info(
-            "%d of %d blocks of videos are there from before: %s", len(done), remaining.count, blocks.folder
+            "%d of %d blocks of videos were scored before: %s", len(done), remaining.count, blocks.folder
         )
     new = score_blocks(model, config, world, gallery, remaining, blocks, (txt, mask))
     scores: dict[int, np.ndarray] = {}
@@ -240,7 +240,7 @@ def report_figures(
     write_results(folder, scores, rows, row)
     write_page(folder / "retrieval.html", config.task, report(rows, found, gallery.clips.frames))
     if found["not_finite"]:
-        log.error("%d scores are not finite numbers: their pairs are never found", found["not_finite"])
+        log.error("%d scores are not finite: their pairs count as not found", found["not_finite"])
     for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
         shares = "  ".join(f"R@{depth} {found[f'{way}_r{depth}']:.1%}" for depth in DEPTHS)
         ranks = (found[f"{way}_median"], found[f"{way}_mean"])

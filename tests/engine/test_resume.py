@@ -138,7 +138,7 @@ def killed_and_resumed(arguments: list[str], processes: int) -> tuple[Path, Path
         assert codes[0] == -signal.SIGKILL
     assert run([*arguments, "--resume", "auto"], processes=processes) == [0] * processes
     (pieces,) = folders(arguments)
-    assert (pieces / "log.txt").read_text().count("going on with") == len(KILLS)
+    assert (pieces / "log.txt").read_text().count("resuming ") == len(KILLS)
     return straight, pieces
 
 
@@ -382,10 +382,10 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, caplog, mo
         monkeypatch.setattr(resume.log, "propagate", True)
         caplog.clear()
         state = resume.read_state(folder, ALONE)
-        assert "the state before it is used" in caplog.text
+        assert "the previous state is used" in caplog.text
         assert torch.equal(state["model"]["w"], reference["model"]["w"])
     (folder / BEFORE).write_bytes(b"")
-    with pytest.raises(UserError, match="no whole training state"):
+    with pytest.raises(UserError, match="no complete training state"):
         resume.read_state(folder, ALONE)
 
 
@@ -433,7 +433,7 @@ def test_a_full_disk_is_reported_the_run_goes_on_and_the_older_state_is_whole(tm
     monkeypatch.setattr(Agent, "heed", look)
     agent.fit(Numbers(), None)
     assert seen == {1: 1, 2: 1, 3: 1, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8}
-    assert "could not be written (No space left on device): the run goes on" in capfd.readouterr().err
+    assert "could not be written (No space left on device): the run continues" in capfd.readouterr().err
     assert (agent.folder / FINISHED).exists()  # what failed has been written since
     assert not list(agent.folder.glob(".*"))
 
@@ -480,7 +480,7 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(Agent, "heed", heed)
         agent.fit(Numbers(), None)
         output = capfd.readouterr().err
-        assert "last.pt could not be written (No space left on device): the run goes on" in output
+        assert "last.pt could not be written (No space left on device): the run continues" in output
         state = resume.read_state(agent.folder, ALONE)
         assert state["progress"]["step"] == 8
         steps = [row["step"] for row in lines(agent.folder / "metrics.jsonl")]
