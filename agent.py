@@ -281,6 +281,7 @@ class Agent:
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, Mean]:
         """One optimiser step on the mean gradient of `batches`; returns its losses and scores."""
+        self.optimizer.zero_grad(set_to_none=True)
         steps = []
         for number, batch in enumerate(batches):
             batch = self.prepared(batch, number)
@@ -295,7 +296,6 @@ class Agent:
         norm = clip(self.model, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         values = {**joined_values(steps), "grad_norm": Mean(norm, torch.ones_like(norm))}
         return leave_out(values) if self.scaler.is_enabled() else values
 

@@ -232,8 +232,14 @@ def numpy_number(value: Any) -> Any:
     return int.from_bytes(value.content, "little", signed=kind[1] == "i")
 
 
+GAPS = 64  # rows of an index behind which another one is looked for
+
+
 def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
-    """Whether the index ends with the file's last row, and up to `looks` of its rows begin with their id."""
+    """Whether the index ends with the file's last row, and up to `looks` of its rows begin with their id.
+
+    Of a few of them (a row may have megabytes) it is also seen whether the index knows the row behind.
+    """
     pairs = sorted(index.items(), key=lambda pair: pair[1])
     size = tsv.stat().st_size
     if not pairs or pairs[0][1] < 0 or pairs[-1][1] >= size:
@@ -244,6 +250,10 @@ def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
             return False
         picked = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(looks, len(pairs))).astype(int)]
         starts = [(name.encode(errors="surrogateescape") + b"\t", start) for name, start in picked]
+        for place in np.linspace(0, len(pairs) - 2, min(GAPS, len(pairs) - 1)).astype(int):
+            end = content.find(b"\n", pairs[place][1])
+            if content[end : pairs[place + 1][1]].strip():  # a row that the index lacks
+                return False
         return all(
             content[start : start + len(name)] == name and (not start or content[start - 1] == ord("\n"))
             for name, start in starts
@@ -252,11 +262,20 @@ def index_fits(index: dict[str, int], tsv: Path, looks: int = 1000) -> bool:
 
 def find_ids(tsv: Path) -> dict[str, int]:
     """{video id: byte offset of its row}, read from the TSV itself."""
-    offsets, index = find_rows(tsv).tolist(), {}
+    offsets, twice = find_rows(tsv).tolist(), []
+    index: dict[str, int] = {}
     with tsv.open("rb") as file:
         for offset in offsets:
             file.seek(offset)
-            name, tab, _ = file.read(1024).partition(b"\t")
+            field, tab, _ = file.read(1024).partition(b"\t")
+            name = field.decode(errors="replace")
+            if tab and name in index:
+                twice.append(name)
             if tab:
-                index[name.decode(errors="replace")] = offset
+                index[name] = offset
+    if twice:
+        log.warning(
+            "%s: %d rows have the id of a row before, first %r; the last row of an id is read",
+            tsv, len(twice), shown(twice[0]),
+        )  # fmt: skip
     return index

@@ -1,6 +1,7 @@
 """The engine: a step, a run, evaluation, and the same on two processes."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -21,8 +22,9 @@ from engine.step import seeded, to_device
 from lib import Config, UserError, World
 from main_pretrain_yaml import main
 from masking import mask_batch
-from model import PretrainModel
+from model import MVM_HEADS, PretrainModel
 from tests.conftest import SWIN, tiny_bert
+from weights.tensor_files import checkpoint_in
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -55,7 +57,7 @@ def test_the_heads_of_mvm_learn_at_a_rate_of_their_own(tiny_model):
         (5e-4, 0.0),
         (1e-3, 0.0),
     ]
-    groups = parameter_groups(tiny_model, 1e-3, 0.01, 0.5, mvm_lr_mul=20.0)
+    groups = parameter_groups(tiny_model, 1e-3, 0.01, 0.5, {MVM_HEADS: 20.0})
     assert [(group["peak"], group["weight_decay"]) for group in groups[4:]] == [(0.02, 0.01), (0.02, 0.0)]
     heads = [name for group in groups[4:] for name in group["names"]]
     parts = ("weight", "bias")
@@ -375,3 +377,49 @@ def test_torchrun_evaluates_on_two_processes_as_on_one(monkeypatch, arguments, t
     rows = lines(two / "predictions_0.jsonl")
     assert [row["id"] for row in rows] == [f"{name}{i}" for name in ("clips", "cc3m") for i in range(12)]
     assert rows == lines(one / "predictions_0.jsonl")
+
+
+@pytest.mark.parametrize("tasks", ['["vtm"]', '["mlm","vtm","mvm"]'])
+def test_figures_of_an_evaluation_do_not_hang_on_the_batch(monkeypatch, arguments, tasks):
+    """VTM's texts come from the split, masks follow from the sample."""
+    found = []
+    for size in ("1", "2", "5", "12"):
+        given = [*arguments, "--pretrain_tasks", tasks, "--size_batch", size]
+        start = run(monkeypatch, [*given, "--max_steps", "1", "--seed", "1"])
+        weights = found[0][0] if found else str(start / "ckpt_violet_pretrain_1.pt")
+        folder = run(monkeypatch, [*given, "--size_epoch", "0", "--path_ckpt", weights])
+        (row,) = lines(folder / "eval.jsonl")
+        found.append((weights, row))
+    assert found[0][1]["vtm"] > 0.5
+    for _, row in found[1:]:
+        assert row == pytest.approx(found[0][1], rel=1e-4, abs=1e-5)
+
+
+def test_a_pretraining_epoch_has_as_many_evaluations_as_parts(monkeypatch, arguments):
+    given = [*arguments, "--size_part", "2", "--size_epoch", "2", "--pretrain_tasks", "mlm"]
+    folder = run(monkeypatch, given)
+    rows = lines(folder / "eval.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 1, 2, 2]
+    names = sorted(path.name for path in folder.glob("ckpt_*"))
+    assert names == [f"ckpt_violet_pretrain_{name}.pt" for name in ("1", "1_1", "2", "2_1")]
+    assert checkpoint_in(folder).name == "ckpt_violet_pretrain_2.pt"
+    steps = lines(folder / "metrics.jsonl")[-1]["step"]
+    assert [row["step"] for row in rows] == [
+        math.ceil(steps / 4),
+        steps // 2,
+        steps // 2 + math.ceil(steps / 4),
+        steps,
+    ]
+
+
+def test_a_batch_of_one_is_told_that_it_learns_no_matching(monkeypatch, arguments):
+    folder = run(monkeypatch, [*arguments, "--size_batch", "1", "--max_steps", "1"])
+    assert "video-text matching (vtm) learns nothing" in (folder / "log.txt").read_text()
+
+
+def test_an_agent_is_of_use_without_a_run(tmp_path, tiny_model):
+    config = Config(path_output=str(tmp_path / "out"), device="cpu")
+    agent = Agent(config, World(torch.device("cpu")), tiny_model)
+    assert not (tmp_path / "out").exists()
+    path = agent.save("mine")
+    assert path.is_file() and path.name == "ckpt_violet_pretrain_mine.pt"

@@ -27,6 +27,7 @@ from media.frames import (
 )
 from media.tsv import BadRow, Tsv, lineidx_path
 from tests.conftest import write_corpus
+from weights.needs import named_in
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +487,67 @@ def test_a_caption_that_is_no_text_is_named(tmp_path, bert_folder, caption):
     assert corpus.read(0, None)["id"] == "clips0"
     with pytest.raises(BadRow, match=r"row 1: caption 0 is .*, not a string"):
         corpus.read(1, None)
+
+
+# -- published forms of a corpus's YAML
+
+
+@pytest.mark.parametrize("form", ["list", "text file", "text file with paths of its own folder"])
+def test_a_composite_names_its_files_in_a_list_or_in_a_text_file(tmp_path, tokens, form):
+    for name in ("one", "two"):
+        write_corpus(tmp_path, name, 3)
+    lines = [f"{source}\t{row}\t0" for source in range(2) for row in range(3)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    content: dict[str, object] = {"composite": True, "caption_linelist": "pairs.tsv"}
+    for key, end in (("img", "img.tsv"), ("caption", "caption.tsv")):
+        files = [f"one.{end}", f"two.{end}"]
+        listed = files if form != "text file" else [str(tmp_path / file) for file in files]
+        (tmp_path / f"{key}.txt").write_text("\n".join(listed) + "\n\n")
+        content[key] = files if form == "list" else f"{key}.txt"
+    path = tmp_path / "both.yaml"
+    path.write_text(json.dumps(content))
+    corpus = PretrainCorpus(path, "both", tokens, Transform(["img_center_crop"], 32), 2)
+    assert [corpus.read(i, None)["id"] for i in range(6)] == [
+        f"{n}{i}" for n in ("one", "two") for i in range(3)
+    ]
+    files = {file.name for file in named_in(path)}
+    assert files == {"one.img.tsv", "two.img.tsv", "one.caption.tsv", "two.caption.tsv", "pairs.tsv"}
+
+
+def test_a_yaml_is_sought_in_the_data_folder_too(tmp_path, tokens, monkeypatch):
+    (tmp_path / "data").mkdir()
+    write_corpus(tmp_path / "data", "clips", 3)
+    monkeypatch.chdir(tmp_path)
+    given = ("clips.yaml", "clips", tokens, Transform(["img_center_crop"], 32), 2)
+    assert len(PretrainCorpus(*given, data_dir="data")) == 3
+    with pytest.raises(UserError, match="does not exist"):
+        PretrainCorpus(*given)
+
+
+@pytest.mark.parametrize("name", ["vg", "coco", "cc3m"])
+def test_videos_under_the_name_of_a_picture_corpus_are_no_pictures(tmp_path, tokens, name):
+    path = write_corpus(tmp_path, name, 3)
+    text = path.read_text().replace("image: false\n", "")
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"by its name '{name}' .* 6 frames: write `image: false`"):
+        PretrainCorpus(path, name, tokens, Transform(["img_center_crop"], 32), 2)
+    for image, frames in (("true", 1), ("false", 2)):
+        path.write_text(f"{text}image: {image}\n")
+        corpus = PretrainCorpus(path, name, tokens, Transform(["img_center_crop"], 32), 2)
+        assert len(corpus.read(0, None)["img"]) == frames
+
+
+def test_texts_of_other_clips_follow_from_the_pair_alone(tmp_path, tokens):
+    corpus = PretrainCorpus(
+        write_corpus(tmp_path, "clips", 6), "clips", tokens, Transform(["img_center_crop"], 32), 2
+    )
+    first = corpus.read(2, None)
+    assert first["other_txt"].shape == (3, tokens.size)
+    own = {tuple(row) for row in [first["txt"].tolist()]}
+    assert not own & {tuple(row) for row in first["other_txt"].tolist()}
+    assert torch.equal(corpus.read(2, None)["other_txt"], first["other_txt"])
+    assert "other_txt" not in corpus.read(2, np.random.default_rng(0))
+    alone = PretrainCorpus(
+        write_corpus(tmp_path, "one", 1), "one", tokens, Transform(["img_center_crop"], 32), 2
+    )
+    assert alone.read(0, None)["other_txt"].shape == (0, tokens.size)

@@ -1,6 +1,7 @@
 """Weights from files into modules: every key accounted for, and sizes fitted where that has a meaning."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from weights.tensor_files import read_tensors
 
 BACKBONE = ("enc_img.", "enc_txt.", "trsfr.")  # what a checkpoint must hold; the rest are heads
 TEACHERS = ("feature_model.", "raft.", "dpt.", "dalle.")  # which published checkpoints may hold (Deviation 5)
+LAYER = re.compile(r"\.(layer|layers|blocks)\.\d+\.")
 NESTED = ("enc_img.swin", "bert.embeddings", "bert.encoder")  # modules that are named by two words
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 GROWING = {"emb_len": 1, "emb_pos": 2}  # embeddings that are cut or extended, along which axis
@@ -41,14 +43,23 @@ class Report:
     """in the file and known not to be weights of the module: teachers, classifiers, indices"""
 
     def check(self, may_lack: Iterable[str] = ()) -> None:
-        """Raise `UserError` for what is missing, beyond `may_lack`, or misshapen."""
+        """Raise `UserError` for tensors missing beyond `may_lack`, misshapen, or of further layers."""
         missing = sorted(set(self.missing) - set(may_lack))
+        further = [key for key in self.unexpected if key.startswith(BACKBONE) and LAYER.search(key)]
+        wrong_size = any(
+            ".swin." in key and INDEX not in key for key in (*missing, *further, *self.misshapen)
+        )
+        size = "; set vis_backbone_size to the size of its video encoder" if wrong_size else ""
         if missing:
-            raise UserError(f"{self.source} lacks {summary(missing)}{counts(missing)}.")
+            raise UserError(f"{self.source} lacks {summary(missing)}{counts(missing)}{size}.")
+        if further and not self.misshapen:  # the network here would be a part of the one that was trained
+            size = size or "; set fusion_encoder to the BERT whose layers it has"
+            raise UserError(f"{self.source} has more layers than the network here: {summary(further)}{size}.")
         if self.misshapen:
             wrong = [f"{key} {how}" for key, how in self.misshapen.items()]
             words = [how for key, how in self.misshapen.items() if key.endswith("word_embeddings.weight")]
-            hint = "its weights are those of another size, or quantised."
+            hint = "its weights are those of another size, or quantised"
+            hint = f"{size[2:]}." if size else f"{hint}."
             if words:
                 hint = "set txt_backbone and tokenizer to the BERT whose vocabulary and width it has."
             raise UserError(f"{self.source} has {summary([*words, *wrong])}: {hint}")

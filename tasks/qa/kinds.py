@@ -105,7 +105,10 @@ class OpenEnded(Questions):
         """The answer's word; empty for -1, an answer that is not on the published list."""
         answer = item.get("answer")
         text = item.get("answer_text", answer)
+        listed = self.annotation.words.get(answer) if type(answer) is int else answer
         if isinstance(text, str):
+            if isinstance(listed, str) and listed.strip().lower() != text.strip().lower():
+                raise self.fail(item, f"answer {answer!r} ({listed!r}) is not its answer_text {text!r}.")
             return text
         if type(answer) is not int:
             raise self.fail(item, "it has neither an answer nor an answer_text.")

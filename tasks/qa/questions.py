@@ -72,10 +72,13 @@ def read_labels(path: Path, labels: Any) -> dict[int, str]:
         pairs = list(enumerate(labels))
     else:
         pairs = [(index, word) for word, index in labels.items()] if isinstance(labels, dict) else [(-1, "")]
+    numbers: dict[int, str] = {}
     for index, word in pairs:
         if type(word) is not str or type(index) is not int or index < 0:
             raise UserError(f"{path}: its answers (ans2label or vocab) are not words numbered from 0.")
-    return dict(pairs)
+        if numbers.setdefault(index, word) != word:
+            raise UserError(f"{path}: ans2label gives the number {index} to {numbers[index]!r} and {word!r}.")
+    return numbers
 
 
 def fault_of_texts(item: Item) -> str:
@@ -350,6 +353,12 @@ def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item
     for split in ("val", "test"):
         if split not in splits:
             log.info("%s has no questions under %s: it is not evaluated.", annotation.path, split)
+    names = {split: {str(item["video"]) for item in items} for split, items in splits.items()}
+    if shared := names.get("train", set()) & names.get("test", set()):
+        log.warning(
+            "%s: %d videos are in train and in test, first %s: the test measures what was seen in training",
+            annotation.path, len(shared), min(shared),
+        )  # fmt: skip
     if not config.size_epoch:
         splits.pop("train", None)
         if not splits:

@@ -168,6 +168,9 @@ def accuracy(rows: Sequence[Item], split: str) -> dict[str, float]:
     A pair that is alone in its batch has nothing to be found among, and does not count.
     """
     among = [row for row in rows if row["among"] > 1]
+    if not among:
+        log.warning("%s: no batch has two pairs, so there is nothing to find and no accuracy", split)
+        return {"pairs": 0}
     v2t, t2v = (sum(row[f"right_{way}"] for row in among) / max(1, len(among)) for way in ("v2t", "t2v"))
     return {"acc": v2t, "acc_t2v": t2v, "acc_mean": (v2t + t2v) / 2, "pairs": len(among)}
 
@@ -226,4 +229,6 @@ def read_gallery(config: Config) -> Gallery:
     transform = Transform(config.img_transform, config.size_img)
     clips = Clips(names, videos, transform, config.size_frame, config.multi_clip_testing)
     log.info("%s: %d texts, %d videos", split, len(captions), len(names))
+    if len(names) == 1:
+        log.warning("%s has one video: every text finds it, and recall says nothing", split)
     return Gallery(split, clips, [caption.text for caption in captions], [place[c.video] for c in captions])

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import agent as engine
+import dataset
 import main_pretrain_yaml as script
 from agent import Agent
 from batch import Mean, Output
@@ -117,7 +118,7 @@ def folders(arguments: list[str]) -> list[Path]:
 
 
 KILLS = {
-    "in a step": lambda: at_call(Agent, "backward", 6, die),
+    "in a step": lambda: at_call(Agent, "prepared", 6, die),
     "in a save": lambda: at_call(engine, "write_tensors", 5, half_a_file),
     "between a step and its save": lambda: at_call(Agent, "heed", 2, die),
     "in an evaluation": lambda: at_call(Agent, "evaluate", 1, lambda *a: (a[1].saver.wait(), die())),
@@ -177,7 +178,7 @@ def ask(number: int, times: int = 1):
             os.kill(os.getpid(), number)
         return original(*arguments, **named)
 
-    return lambda: at_call(Agent, "backward", 2, send)
+    return lambda: at_call(Agent, "prepared", 2, send)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=str)
@@ -319,7 +320,7 @@ def test_what_was_logged_before_there_was_a_folder_is_in_the_log_of_the_run(argu
         log.info("12 rows")
         return original(*arguments, **named)
 
-    assert run([*arguments, "--max_steps", "1"], lambda: at_call(script, "pretrain_loader", 1, talk)) == [0]
+    assert run([*arguments, "--max_steps", "1"], lambda: at_call(dataset, "pretrain_loader", 1, talk)) == [0]
     (folder,) = folders(arguments)
     assert "INFO 12 rows" in (folder / "log.txt").read_text()
 

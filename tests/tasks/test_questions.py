@@ -588,3 +588,47 @@ def test_a_share_of_the_training_videos_and_the_place_of_a_fault_in_the_file(tmp
         question_loaders(
             Config(**{**config.__dict__, "data_ratio": 0.0}), World(torch.device("cpu")), tokenizer, OpenEnded
         )
+
+
+# -- numbers that would be wrong in silence
+
+
+def test_two_words_of_one_number_and_an_answer_against_its_text_are_errors(ask):
+    with pytest.raises(UserError, match="ans2label gives the number 1 to 'red' and 'blue'"):
+        ask(OpenEnded, [OPEN], more={"ans2label": {"red": 1, "blue": 1}})
+    wrong = {**OPEN, "answer": 1, "answer_text": "red"}
+    with pytest.raises(UserError, match="question 0: answer 1 \\('blue'\\) is not its answer_text 'red'"):
+        ask(OpenEnded, [wrong], more={"vocab": ["red", "blue"]})
+    with pytest.raises(UserError, match="is not its answer_text"):
+        ask(OpenEnded, [{**OPEN, "answer_text": "blue"}])
+    assert ask(OpenEnded, [{**OPEN, "answer": 0, "answer_text": "Red"}], more={"vocab": ["red"]}).reasons == [
+        ""
+    ]
+
+
+def test_ids_that_come_twice_are_told_and_an_index_that_lacks_videos_is_not_used(tmp_path, caplog):
+    path = write_videos(tmp_path)
+    index = find_ids(path)
+    id2lineidx_path(path).write_bytes(pickle.dumps({k: v for k, v in index.items() if k != "clip2"}))
+    assert "clip2" in Videos(path)
+    assert "does not fit" in caplog.text
+    id2lineidx_path(path).unlink()
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[1])
+    Videos(path)
+    assert "1 rows have the id of a row before, first 'clip1'" in caplog.text
+
+
+def test_a_video_in_train_and_in_test_is_told(tmp_path, tokenizer, caplog):
+    write_videos(tmp_path)
+    content = {"train": [OPEN], "test": [OPEN, {**OPEN, "video": "clip2"}]}
+    (tmp_path / "txt_asked.json").write_text(json.dumps(content))
+    config = Config(type="qaoe", data_dir=str(tmp_path), dataset="clips", task="asked", size_img=32)
+    question_loaders(config, World(torch.device("cpu")), tokenizer, OpenEnded)
+    assert "1 videos are in train and in test, first clip1" in caplog.text
+
+
+def test_scores_that_are_not_finite_answer_nothing(ask):
+    asked = ask(OpenEnded, [OPEN])
+    row = asked.describe(0, True, 1, [5, 6], [float("nan"), float("nan")])
+    assert (row["right"], row["right_5"], row["unanswerable"], row["best"]) == (False, False, "score", [])
+    assert "NaN" not in json.dumps(row)

@@ -12,6 +12,7 @@ import torch
 
 import eval_retrieval_tsv
 import main_retrieval_tsv
+from _tools import rank_epochs
 from batch import best_alone
 from dataset import Tokens
 from lib import Config, UserError
@@ -100,17 +101,16 @@ def test_a_chunk_is_within_its_size_and_each_pair_in_one():
 
 
 @torch.inference_mode()
-def test_a_video_is_prepared_once_and_words_beyond_the_longest_are_never_computed(monkeypatch):
+def test_words_beyond_the_longest_are_never_computed(monkeypatch):
     model = model_of().eval()
-    scorer, prepared, lengths = PairScorer(model), [], []
-    prepare, scores = scorer.prepare, scorer.scores
-    monkeypatch.setattr(scorer, "prepare", lambda video: (prepared.append(len(video)), prepare(video))[1])
+    scorer, lengths = PairScorer(model), []
+    scores = scorer.scores
     monkeypatch.setattr(
         scorer, "scores", lambda v, text, mask: (lengths.append(text.shape[1]), scores(v, text, mask))[1]
     )
     txt, mask = texts_of([2, 3, 5, 9])
     all_pairs(scorer, torch.randn(3, 10, 32), model.enc_txt(txt, mask), mask, pairs=2)
-    assert prepared == [1, 1, 1] and lengths == [3, 9] * 3
+    assert lengths == [3, 9] * 3
 
 
 # -- training
@@ -372,3 +372,48 @@ def test_a_run_learns_its_videos_and_ranks_them_first(monkeypatch, arguments):
 def test_what_has_no_checkpoint_is_not_evaluated(monkeypatch, arguments):
     with pytest.raises(UserError, match="path_ckpt is empty"):
         run(monkeypatch, eval_retrieval_tsv, arguments)
+
+
+def test_a_ranking_averages_all_clips_of_a_video_as_published(monkeypatch, trained):
+    given = trained[: trained.index("--multi_clip_testing")]
+    scores = np.load(run(monkeypatch, eval_retrieval_tsv, given) / "scores.npy")
+    one = np.load(run(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
+    values = json.loads(Path(given[1]).read_text())
+    config = Config(**{**values, "path_ckpt": given[given.index("--path_ckpt") + 1]})
+    model, gallery = RetrievalModel.from_config(config).eval(), read_gallery(config)
+    tokens = Tokens(config.txt_backbone, config.size_txt)
+    txt, mask = (torch.stack(rows) for rows in zip(*(tokens(text) for text in gallery.texts), strict=True))
+    with torch.inference_mode():
+        clips = [normalise(gallery.clips.read(i, None)["img"]) for i in range(8)]
+        videos = torch.stack([model.enc_img(part).mean(dim=0) for part in clips])
+        want = plain_scores(model, videos, model.enc_txt(txt, mask), mask).numpy()
+    np.testing.assert_allclose(scores, want, rtol=0, atol=1e-4 * np.abs(want).max())
+    assert not np.allclose(scores, one, rtol=0, atol=1e-5)
+
+
+def test_every_epoch_is_ranked_on_val_and_the_best_on_test(monkeypatch, arguments):
+    given = [*arguments, "--keep_epochs", "--size_epoch", "2", "--lr", "1e-2"]
+    folder = run(monkeypatch, main_retrieval_tsv, given)
+    kept = sorted(path.stem.removeprefix("ckpt_violet_found_") for path in folder.glob("ckpt_*"))
+    assert kept == ["1", "2", "best", "last"]
+    monkeypatch.setattr(
+        "engine.runs.time.strftime", lambda layout, *_: str(len(list(folder.parent.iterdir())) + 5)
+    )
+    rank_epochs.main([str(folder), "--device", "cpu"])
+    content = json.loads((folder / "epochs.json").read_text())
+    assert list(content["val"]) == ["1", "2"]
+    best = max(content["val"], key=lambda n: (content["val"][n]["t2v_r1"], content["val"][n]["t2v_r10"]))
+    assert str(content["best"]) == best
+    assert (content["test"]["split"], content["val"]["1"]["split"]) == ("test", "val")
+    for path in folder.glob("ckpt_violet_found_[0-9]*"):
+        path.unlink()
+    with pytest.raises(UserError, match="train with --keep_epochs"):
+        rank_epochs.main([str(folder)])
+
+
+def test_weights_that_are_not_numbers_are_refused(monkeypatch, trained):
+    state = torch.load(trained[3], weights_only=True)
+    state["fc.1.weight"][0, 0] = float("nan")
+    torch.save(state, trained[3])
+    with pytest.raises(UserError, match=r"not finite numbers in fc\.1\.weight: it is spoilt"):
+        run(monkeypatch, eval_retrieval_tsv, trained)

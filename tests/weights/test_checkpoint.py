@@ -377,3 +377,32 @@ def test_half_precision_is_taken_as_it_is_meant():
     assert report.loaded == ["weight", "bias"]
     assert module.weight.dtype == torch.float32
     assert torch.equal(module.weight, state["weight"].float())
+
+
+def test_positions_and_layers_beyond_the_checkpoint_are_not_evaluated(tmp_path, caplog):
+    bert = tiny_bert()
+    torch.save(RetrievalModel(bert, bert, SWIN, max_frames=3, max_patches=2).state_dict(), tmp_path / "a.pt")
+    model = RetrievalModel(bert, bert, SWIN, max_frames=6, max_patches=4)
+    given = {"type": "retrieval", "task": "t", "path_ckpt": str(tmp_path / "a.pt")}
+    for sizes, message in (
+        ({"size_frame": 4, "size_img": 64}, r"no emb_len for more than 3 frames \(size_frame 4\)"),
+        ({"size_frame": 3, "size_img": 96}, r"no emb_pos for 9 patches of a frame \(size_img 96\)"),
+    ):
+        start(model, Config(**given, **sizes), ["fc"])
+        assert "trained from random weights" in caplog.text
+        with pytest.raises(UserError, match=message):
+            start(model, Config(**given, **sizes, size_epoch=0), ["fc"])
+    start(model, Config(**given, size_frame=3, size_img=64, size_epoch=0), ["fc"])
+
+    larger = tiny_bert()
+    larger.num_hidden_layers = 3
+    torch.save(RetrievalModel(larger, bert, SWIN).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"more layers .*trsfr\.layer\.2.*set fusion_encoder"):
+        load_checkpoint(model, str(tmp_path / "a.pt"))
+    deeper = dataclasses.replace(SWIN, depths=(1, 1, 3, 1))
+    torch.save(RetrievalModel(bert, bert, deeper).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"more layers .*blocks\.2.*set vis_backbone_size"):
+        load_checkpoint(model, str(tmp_path / "a.pt"))
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"lacks .*set vis_backbone_size"):
+        load_checkpoint(RetrievalModel(bert, bert, deeper), str(tmp_path / "a.pt"))
