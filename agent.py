@@ -26,9 +26,9 @@ from engine.parallel import (
     choose_precision,
     clip,
     exchange,
-    joined,
     make_optimizer,
     report,
+    unsharded,
     wrap,
 )
 from engine.profiling import Profile, peak_memory
@@ -37,25 +37,25 @@ from engine.resume import (
     AGAIN,
     PROGRESS,
     Saver,
+    gather_to_cpu,
     load_model,
     load_optimizer,
     load_random_states,
     optimizer_state,
     random_states,
     read_state,
-    whole,
     write_tensors,
 )
 from engine.runs import BEFORE, FINISHED, STATE, Run, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stalled, Stop, leave_signals, obeyed
+from engine.signals import Stalled, Stop, handling_signals, leave_signals
 from engine.step import join, joined_values, leave_out, seeded, to_device, total_loss, values_of
 from lib import Config, UserError, World, log
 from media.files import reading
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
-GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
+CONTINUE, SAVE, STOP = range(3)  # what processes agree on after a step
 
 
 def compile_encoders(model: nn.Module) -> None:
@@ -169,7 +169,7 @@ class Agent:
             opened.enter_context(logging_redirect_tqdm(loggers))
             quiet_console()
             opened.callback(self.saver.close)
-            opened.enter_context(obeyed(self.stop))
+            opened.enter_context(handling_signals(self.stop))
             recorded = self.restore() if self.run.resumed else {}
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
@@ -228,7 +228,7 @@ class Agent:
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
                 self.log_figures()
             self.profile.step()
-            self.heed()
+            self.save_or_stop()
         self.log_figures()
 
     def log_figures(self) -> None:
@@ -239,11 +239,11 @@ class Agent:
             )
         self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
 
-    def heed(self) -> None:
+    def save_or_stop(self) -> None:
         """Save the state if it is time to; stop if any process was asked to."""
         due = self.world.is_main and time.monotonic() - self.saved >= 60 * self.config.save_minutes
-        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else GO_ON)
-        if agreed != GO_ON:
+        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else CONTINUE)
+        if agreed != CONTINUE:
             self.save_state()
         if agreed == STOP:
             self.leave()
@@ -317,7 +317,7 @@ class Agent:
         `name` is that of an epoch's part in file names; empty: the epoch.
         """
         figures: dict[str, float] = {}
-        with joined(self.model):
+        with unsharded(self.model):
             for split, loader in loaders.items():
                 prefix = f"{split}_" if split else ""
                 found = self.evaluate(loader, name or str(epoch), split)
@@ -349,7 +349,7 @@ class Agent:
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")
             predictions.append((place, self.describe(batch, output)))
-            if number < common and self.world.most(STOP if self.stop.asked else GO_ON) == STOP:
+            if number < common and self.world.most(STOP if self.stop.asked else CONTINUE) == STOP:
                 self.leave()
         rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
@@ -381,7 +381,7 @@ class Agent:
     def save(self, name: str) -> Path:
         """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_NAME.pt` in the run's folder."""
         path = self.path(name)
-        weights = whole(self.model.state_dict(), keep=self.world.is_main)
+        weights = gather_to_cpu(self.model.state_dict(), keep=self.world.is_main)
         if self.world.is_main:
             self.write(path, functools.partial(write_tensors, weights))
         return path
@@ -415,7 +415,7 @@ class Agent:
             "recorder": self.recorder.state(),
             "config": dataclasses.asdict(self.config),
         }
-        state = whole(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
+        state = gather_to_cpu(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
         if main:
             self.saver.submit(
                 self.folder / STATE, functools.partial(write_tensors, state), self.folder / BEFORE

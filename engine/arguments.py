@@ -92,7 +92,7 @@ def load_config(script: str, arguments: Sequence[str] | None = None) -> Config:
             stored["img_transform"], config.task,
         )  # fmt: skip
     config = of_run(script, config, Path(file), options) if file else config
-    config = beside_checkpoint(script, config, options)
+    config = adopt_checkpoint_args(script, config, options)
     warn_of_unread(script, config, stored, options)
     return config
 
@@ -221,7 +221,7 @@ def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
     return dataclasses.replace(config, path_ckpt=str(folder))
 
 
-def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
+def adopt_checkpoint_args(script: str, config: Config, options: Values) -> Config:
     """The config with the keys that the args.json beside `path_ckpt` decides; each of them is logged."""
     path = Path(config.path_ckpt)
     file = (path if path.is_dir() else path.parent) / "args.json"

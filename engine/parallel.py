@@ -1,4 +1,4 @@
-"""How processes share a training: gradients (DDP), optimiser (ZeRO-1), parameters (FSDP2); precision."""
+"""Parallel training (DDP, ZeRO-1, FSDP2) and precision."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(config: Config, device: torch.device) -> str:
-    """`amp`, or with `deepspeed` half precision where `amp` says nothing; a key of `AMP`, or off."""
+    """The value of `amp`; with `deepspeed` and amp off, half precision. A key of `AMP`, or off."""
     if not config.deepspeed or config.amp != "off":
         return config.amp
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -28,7 +28,7 @@ def choose_precision(config: Config, device: torch.device) -> str:
 
 
 def choose_parallel(config: Config, world: World) -> str:
-    """`parallel`, or with `deepspeed` zero1 where it says nothing; of a single process, none."""
+    """The value of `parallel`; with `deepspeed` zero1 instead of ddp; none for a single process."""
     kind: str = "zero1" if config.deepspeed and config.parallel == "ddp" else config.parallel
     if world.size == 1:
         return "none"
@@ -61,7 +61,7 @@ def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
 
 
 def shard(model: nn.Module, world: World) -> nn.Module:
-    """FSDP2: each layer's parameters are joined when it is computed and nowhere else."""
+    """FSDP2: a layer's parameters are gathered only while the layer computes."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -98,7 +98,7 @@ def exchange(wrapped: nn.Module, last: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, every process holds all parameters: each may evaluate as many batches as it has."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -122,7 +122,7 @@ def clip(model: nn.Module, most: float) -> Tensor:
 
 
 def report(config: Config, kind: str, precision: str, device: torch.device) -> None:
-    """Say what the published key `deepspeed` comes to here, and where bf16 gains nothing."""
+    """Log the effect of the published key `deepspeed`, and warn if bf16 is slow on this processor."""
     if precision == "bf16" and emulates_bf16(device):
         log.warning("amp bf16: this processor lacks bf16 instructions (AVX512-BF16, AMX); float32 is faster.")
     if config.deepspeed:

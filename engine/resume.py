@@ -1,8 +1,8 @@
-"""The state of a training, written beside it while it goes on, and read back.
+"""The training state: written in the background, read to resume a run.
 
 `last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler, schedule, the
-random states of every process, how far the run is, what it has logged, its config. Shards are joined, so
-that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
+random states of every process, progress, the figures logged so far, the config. Shards are gathered, so that
+the state does not depend on `parallel`. The file is a zip file, whose checksums are verified.
 """
 
 import logging
@@ -50,12 +50,12 @@ PROGRESS = {
 # ----------------------------------------------------------------------------------- in and out of memory
 
 
-def whole(tree: Any, keep: bool) -> Any:
-    """Copies on the CPU of the tensors in dicts and lists, shards joined; None if not to `keep`."""
+def gather_to_cpu(tree: Any, keep: bool) -> Any:
+    """CPU copies of the tensors in dicts and lists, shards gathered; None unless `keep`."""
     if isinstance(tree, Mapping):
-        return {key: whole(item, keep) for key, item in tree.items()}
+        return {key: gather_to_cpu(item, keep) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(whole(item, keep) for item in tree)
+        return type(tree)(gather_to_cpu(item, keep) for item in tree)
     if isinstance(tree, int | float) and not isinstance(tree, bool):
         # a config's numbers are of classes of their own, which the restricted unpickler does not know
         return int(tree) if isinstance(tree, int) else float(tree)
@@ -66,15 +66,15 @@ def whole(tree: Any, keep: bool) -> Any:
 
 
 def optimizer_state(optimizer: Optimizer, keep: bool) -> State:
-    """As `whole`: the state of every parameter, in the layout of a plain optimiser."""
+    """As `gather_to_cpu`: the state of every parameter, in the layout of a plain optimiser."""
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         optimizer.consolidate_state_dict(to=0)
-        return whole(optimizer.state_dict(), keep) if keep else {}
-    return whole(optimizer.state_dict(), keep)
+        return gather_to_cpu(optimizer.state_dict(), keep) if keep else {}
+    return gather_to_cpu(optimizer.state_dict(), keep)
 
 
 def load_model(model: nn.Module, state: State) -> None:
-    """Copy whole tensors into a model, in shards where its own are. Raises `ValueError` for other shapes."""
+    """Copy full tensors into a model, sharded as its own are. Raises `ValueError` for other shapes."""
     own = model.state_dict()
     if state.keys() != own.keys():
         raise ValueError(f"its model's tensors differ: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
@@ -84,7 +84,7 @@ def load_model(model: nn.Module, state: State) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: State) -> None:
-    """Copy a whole state of AdamW into an optimiser; the options of its groups stay those that it has.
+    """Copy a full state of AdamW into an optimiser; the options of its groups are kept.
 
     Raises `ValueError` where the state is not of these parameters: the fused kernel trusts every shape.
     """
@@ -136,7 +136,7 @@ def copied(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, own: Tensor) -> Tensor:
-    """A whole tensor, in shards if `own` is."""
+    """A full tensor, sharded if `own` is."""
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
@@ -171,24 +171,24 @@ def load_random_states(states: State, device: torch.device) -> None:
 class Saver:
     """Writes files in the background, one after another.
 
-    A file that cannot be written is reported, and the run goes on: the one before it is left as it was.
+    A file that cannot be written is reported, and the run continues; the previous file stays as it was.
     """
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.last: Future[None] | None = None
-        self.failed: dict[Path, str] = {}  # what is not as it should be on the disk, and why
+        self.failed: dict[Path, str] = {}  # files that could not be written, and why
 
     def submit(self, path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
-        """Have `write(temporary)` make the file `path`; the one that it replaces becomes `before`.
+        """Have `write(temporary)` make the file `path`; the file that it replaces becomes `before`.
 
-        No more than one file waits: memory holds no more copies of a model than that.
+        At most one file waits, so that memory holds one copy of a model at most.
         """
         self.wait()
         self.last = self.thread.submit(self._write, path, write, before)
 
     def wait(self) -> None:
-        """Until everything is written, or has failed."""
+        """Wait until everything is written or has failed."""
         if self.last is not None:
             self.last.result()
 
@@ -221,7 +221,7 @@ def write_tensors(content: State, path: Path) -> None:
 
 
 def read_state(folder: Path, world: World) -> State:
-    """The state in a run's folder, on every process; the one before where the last is damaged."""
+    """The state in a run's folder, on every process; the previous one if the last is damaged."""
     chosen: Path | None = None
     for path in (folder / STATE, folder / BEFORE) if world.is_main else ():
         wrong = damage(path)
@@ -277,7 +277,7 @@ def check_recorded(recorded: dict[str, Any]) -> None:
 def damage(path: Path) -> str:
     """The fault of a file of `torch.save`, found by its checksums too; empty if it is complete."""
     if not path.is_file():
-        return "is not there"
+        return "does not exist"
     try:
         load_data(path)
     except Exception as error:  # a damaged file may raise anything

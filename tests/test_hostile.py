@@ -27,7 +27,7 @@ from engine.processes import Printable, distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
-from engine.signals import Stalled, Stop, obeyed
+from engine.signals import Stalled, Stop, handling_signals
 from lib import Config, UserError
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
@@ -350,7 +350,7 @@ def test_a_run_that_waits_for_data_stops_when_it_is_asked_to(tmp_path, monkeypat
 def test_no_reader_takes_the_end_of_waiting_for_a_damaged_file():
     assert not issubclass(Stalled, Exception)
     before = signal.getsignal(signal.SIGALRM)
-    with obeyed(Stop()):
+    with handling_signals(Stop()):
         pass
     assert signal.getsignal(signal.SIGALRM) == before
 

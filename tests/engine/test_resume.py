@@ -120,7 +120,7 @@ def folders(arguments: list[str]) -> list[Path]:
 KILLS = {
     "in a step": lambda: at_call(Agent, "prepared", 6, die),
     "in a save": lambda: at_call(engine, "write_tensors", 5, half_a_file),
-    "between a step and its save": lambda: at_call(Agent, "heed", 2, die),
+    "between a step and its save": lambda: at_call(Agent, "save_or_stop", 2, die),
     "in an evaluation": lambda: at_call(Agent, "evaluate", 1, lambda *a: (a[1].saver.wait(), die())),
     "after an evaluation": lambda: at_call(Agent, "save", 1, die),
 }
@@ -424,14 +424,14 @@ def test_a_full_disk_is_reported_the_run_goes_on_and_the_older_state_is_whole(tm
     monkeypatch.setattr(engine, "write_tensors", write)
     agent = line_agent(tmp_path, save_minutes=0)
     seen = {}
-    original = Agent.heed
+    original = Agent.save_or_stop
 
     def look(self):
         original(self)
         self.saver.wait()
         seen[self.step] = torch.load(self.folder / STATE, weights_only=True)["progress"]["step"]
 
-    monkeypatch.setattr(Agent, "heed", look)
+    monkeypatch.setattr(Agent, "save_or_stop", look)
     agent.fit(Numbers(), None)
     assert seen == {1: 1, 2: 1, 3: 1, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8}
     assert "could not be written (No space left on device): the run continues" in capfd.readouterr().err
@@ -464,9 +464,9 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         pytest.skip("no right to mount a file system")
     try:
         agent = line_agent(tmp_path, save_minutes=0, logging_steps=1)
-        original, filler = Agent.heed, tmp_path / "filler"
+        original, filler = Agent.save_or_stop, tmp_path / "filler"
 
-        def heed(self):
+        def save_or_stop(self):
             self.saver.wait()
             if self.step == 3:
                 with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -478,7 +478,7 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
                 filler.unlink()
             original(self)
 
-        monkeypatch.setattr(Agent, "heed", heed)
+        monkeypatch.setattr(Agent, "save_or_stop", save_or_stop)
         agent.fit(Numbers(), None)
         output = capfd.readouterr().err
         assert "last.pt could not be written (No space left on device): the run continues" in output
