@@ -55,7 +55,7 @@ from media.files import reading
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
-CONTINUE, SAVE, STOP = range(3)  # what processes agree on after a step
+CONTINUE, SAVE, STOP = range(3)  # decision of all processes after a step
 
 
 def compile_encoders(model: nn.Module) -> None:
@@ -216,7 +216,7 @@ class Agent:
         self.due = False
 
     def train_part(self, stream: Iterator[Batch], until: int) -> None:
-        """The steps of an epoch until so many of its batches are done, or the run's steps."""
+        """Train until `until` batches of the epoch, or all steps of the run, are done."""
         self.model.train()
         while self.step < self.total and self.batches < until:
             with self.recorder.waiting():
@@ -240,7 +240,7 @@ class Agent:
         self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
 
     def save_or_stop(self) -> None:
-        """Save the state if it is time to; stop if any process was asked to."""
+        """Save the state if it is due; stop if any process has received a stop signal."""
         due = self.world.is_main and time.monotonic() - self.saved >= 60 * self.config.save_minutes
         agreed = self.world.most(STOP if self.stop.asked else SAVE if due else CONTINUE)
         if agreed != CONTINUE:
@@ -249,7 +249,7 @@ class Agent:
             self.leave()
 
     def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; a run that is asked to stop does not wait for one that does not come."""
+        """The batches; after a stop signal a missing batch is waited for only briefly."""
         while True:
             try:
                 with self.stop.waiting():
@@ -264,7 +264,7 @@ class Agent:
             yield batch
 
     def leave(self) -> None:
-        """End the program once everything is written."""
+        """Exit once everything is written."""
         self.saver.wait()
         if self.saver.failed:
             log.error("some files could not be written: steps after the last saved state will be repeated")
@@ -272,7 +272,7 @@ class Agent:
         raise SystemExit(self.config.requeue_code)
 
     def set_rates(self) -> dict[str, float]:
-        """Set the learning rates of the coming step; returns those of the video encoder and of the rest."""
+        """Set the learning rates of the next step; returns the rates of the video encoder and of the rest."""
         factor = warmup_linear(self.step, self.total, self.config.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = max(MIN_LR, group["peak"] * factor)
@@ -363,10 +363,10 @@ class Agent:
         gathered = [part for parts in self.world.gather(predictions) for part in parts]
         return [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
 
-    # -- what a run leaves behind
+    # -- files of a run
 
     def keep_best(self, figures: dict[str, float], name: str) -> None:
-        """Save the model as `ckpt_violet_TASK_best.pt` and what it reached in `best.json`."""
+        """Save the model as `ckpt_violet_TASK_best.pt`, and its figures in `best.json`."""
         self.save("best")
         if self.world.is_main:
             content = json.dumps(figures, indent=1) + "\n"
@@ -393,11 +393,11 @@ class Agent:
             self.saver.wait()
 
     def path(self, name: str) -> Path:
-        """Of the weights of an epoch, of the best one or of the last."""
+        """The path of the weights of an epoch, of the best one or of the last."""
         return self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
 
     def save_state(self, unless_recent: bool = False) -> None:
-        """Write all that the run needs to resume here; raises `FloatingPointError` if that is spoilt.
+        """Write the training state; raises `FloatingPointError` if figures are not finite.
 
         `unless_recent`: not within a minute (or `save_minutes`) after the last time.
         """
@@ -423,20 +423,20 @@ class Agent:
         self.saved = time.monotonic()
 
     def save_first_state(self) -> None:
-        """As `save_state`; a run of which nothing can be saved is not begun. Raises `UserError`."""
+        """As `save_state`; raises `UserError` if the state cannot be saved, before training begins."""
         self.save_state()
         self.saver.wait()
         self.check_written(self.world.gather(self.saver.failed)[0])
 
     def check_written(self, failed: Mapping[Path, str] | None = None) -> None:
-        """Raise `UserError` if something is not on the disk that should be."""
+        """Raise `UserError` if a file could not be written."""
         self.saver.wait()
         if failed := self.saver.failed if failed is None else failed:
             named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
             raise UserError(f"not written: {named}. Free disk space, or choose another --path_output.")
 
     def restore(self) -> dict[str, Any]:
-        """Go back to the state in the run's folder; returns what had been recorded."""
+        """Load the state in the run's folder; returns the state of the recorder."""
         state = read_state(self.folder, self.world)
         if len(state["random"]) != self.world.size:
             raise UserError(
@@ -461,7 +461,7 @@ class Agent:
         return state["recorder"]
 
     def finish(self) -> None:
-        """Mark the run as finished, unless something that it should have written is not on the disk."""
+        """Mark the run as finished; raises `UserError` if a file could not be written."""
         self.saver.wait()
         if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
             failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())

@@ -65,7 +65,7 @@ def contact_sheet(clips: Sequence[tuple[str, Sequence[Tensor]]]) -> Image.Image:
 
 
 def draw_clip(text: str, frames: Sequence[Tensor], width: int) -> Image.Image:
-    """A clip's frames beside each other, its text below."""
+    """A clip's frames side by side, its text below."""
     pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
     for picture in pictures:
         picture.thumbnail((SIDE, SIDE))

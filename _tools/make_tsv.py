@@ -67,7 +67,7 @@ class Layout:
         return f"img{self._number(shard)}.tsv"
 
     def captions(self, shard: int) -> str:
-        """Name of the captions beside it."""
+        """Name of its captions file."""
         return f"caption{self._number(shard)}.tsv"
 
     def _number(self, shard: int) -> str:
@@ -99,7 +99,7 @@ class Done:
 
 
 def make_rows(items: list[Item], sampling: Sampling, workers: int) -> Iterator[Row]:
-    """`make_row` of each item, in the order of the items, by so many processes (0: by this one)."""
+    """`make_row` of each item, in order, by `workers` processes (0: in this process)."""
     if not workers:
         yield from (make_row(item, sampling) for item in items)
         return
@@ -316,7 +316,7 @@ def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
 
 
 def move(part: Path, layout: Layout) -> None:
-    """Move the files of a complete folder to their places; after a kill this goes on where it was."""
+    """Move the files of a complete folder to their places; after a kill the move continues."""
     with contextlib.suppress(FileNotFoundError):  # moved before a kill
         (part / "journal.jsonl").replace(part / "manifest.jsonl")
     for path in sorted(part.iterdir()):

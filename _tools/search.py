@@ -141,7 +141,7 @@ def save_features(source: Source, made_by: str, features: Features) -> None:
 
 @torch.inference_mode()
 def encode(model: RetrievalModel, config: Config, source: Source, device: torch.device) -> Features:
-    """The features of every video that can be read; those that are not known yet are made and kept."""
+    """The features of every readable video; new ones are computed and cached."""
     made_by = maker(config, Path(config.path_ckpt))
     features = load_features(source, made_by)
     new = [name for name in source.stamps if name not in features]
@@ -186,7 +186,7 @@ def search(
 
 
 def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[str, float]]]) -> None:
-    """A page of thumbnails; those of files play."""
+    """A page of thumbnails; videos of a folder play."""
 
     def media(name: str) -> str:
         picture = strip(source.thumbnail(name), count=1, height=THUMBNAIL.size * 9 // 16)

@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--amp", choices=["off", "bf16"], default="off")
-    parser.add_argument("--ceilings", action="store_true", help="of this machine alone")
+    parser.add_argument("--ceilings", action="store_true", help="measure only the ceilings of this machine")
     options = parser.parse_args()
     if options.case or options.ceilings:
         print(json.dumps(one(options.case, options.amp) if options.case else ceilings()))

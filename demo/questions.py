@@ -67,7 +67,7 @@ def count_questions(scene: Scene, chance: random.Random) -> Iterator[Question]:
 
 
 def direction_questions(scene: Scene, chance: random.Random) -> Iterator[Question]:
-    """Where a thing moves, of those that do."""
+    """Questions about the direction of a moving object."""
     for item in scene.objects:
         if item.behaviour in MOVES:
             yield {"question": f"what direction does {name(item, chance)} move?", "answer": item.behaviour}

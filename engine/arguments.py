@@ -24,7 +24,7 @@ LEGACY = (
     "n_gpu", "nodes", "num_gpus",
     "rank", "size_sanity_check", "temporal_fusion", "txt_dir", "txt_lineidx", "world_size",
 )  # fmt: skip
-SYNONYMS = {  # what other codebases call it
+SYNONYMS = {  # names in other codebases
     "batch_size": "size_batch",
     "checkpoint": "path_ckpt",
     "ckpt": "path_ckpt",
@@ -58,7 +58,7 @@ TASKS = {
     "msvd-qa": "main_qaoe_tsv_mlm_head",
     "lsmdc-fib": "main_qaoe_tsv_lsmdc_fib",
 }
-# keys that the args.json beside a checkpoint decides, as published; the second group in evaluation alone
+# keys that the args.json of a checkpoint decides, as published; the second group in evaluation alone
 OF_CHECKPOINT = ("mask_pos", "text_rules", "vis_backbone", "vis_backbone_size")
 OF_CHECKPOINT += ("txt_backbone", "txt_backbone_embed_only", "fusion_encoder", "tokenizer")
 OF_EVALUATION = ("size_frame", "size_txt", "size_img", "img_transform")
@@ -144,7 +144,7 @@ def check_key(name: str) -> None:
 
 
 def read_file(path: Path) -> Values:
-    """The keys of a config's JSON file, or of a published run's args.json without those of its own parser."""
+    """The keys of a config's JSON file, or of a published run's args.json without legacy keys."""
     todo = "name one of _args/, or the args.json of a run"
     content = read_json(path, todo, most=1 << 20)
     if not isinstance(content, dict):
@@ -175,7 +175,7 @@ def parse(script: str, values: Mapping[str, Any]) -> Values:
 
 
 def make_parser(script: str) -> jsonargparse.ArgumentParser:
-    """The parser of all keys; its help shows those that a script reads, in groups."""
+    """The parser of all keys; its help shows the keys that a script reads, in groups."""
     texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(Config).params}
     name = f"{script}.py" if script in SCRIPTS else None
     parser = jsonargparse.ArgumentParser(
@@ -210,7 +210,7 @@ def check_script(script: str, config: Config) -> None:
 
 
 def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
-    """For an evaluation with a run's own args.json: its best checkpoint, not the one that it started from."""
+    """For an evaluation with a run's own args.json: use the best checkpoint of that run."""
     evaluates = script == "eval_retrieval_tsv" or not config.size_epoch
     folder = file.parent
     if not evaluates or "path_ckpt" in options or file.name != "args.json":
@@ -222,7 +222,7 @@ def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
 
 
 def adopt_checkpoint_args(script: str, config: Config, options: Values) -> Config:
-    """The config with the keys that the args.json beside `path_ckpt` decides; each of them is logged."""
+    """The config with the values that the args.json of `path_ckpt` decides; each change is logged."""
     path = Path(config.path_ckpt)
     file = (path if path.is_dir() else path.parent) / "args.json"
     if not config.path_ckpt or not file.is_file():

@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all, locked, and read so that any fault is one line."""
+"""Files: written atomically, locked, and read so that any fault gives one line."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ TEMPORARY = ".violet-"  # within the names of files that are being written, and 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` if nothing was raised, else it is removed.
+    """Yield a temporary path in the folder of `path`; it becomes `path` unless an exception is raised.
 
     Its name is `.NAME.violet-XXXXXXXX`. An `OSError` of writing names `path`, whichever call it came from.
     """

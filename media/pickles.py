@@ -133,7 +133,7 @@ class Machine:
         return Foreign(name, arguments)
 
     def named(self, module: str, name: str) -> Name:
-        """A class or function; raises `Refused` where it could run something, were it called."""
+        """A class or function; raises `Refused` if calling it could execute code."""
         module = OLDER.get(module, module)
         path, root = f"{module}.{name}", module.partition(".")[0]
         if not HARMLESS.fullmatch(path) and (

@@ -123,7 +123,7 @@ def read_lineidx(tsv: Path) -> np.ndarray:
 
 
 def write_lineidx(tsv: Path) -> Path:
-    """Write the byte offset of each row of `tsv`, a line each, beside it; return the index's path."""
+    """Write the byte offset of each row of `tsv`, a line each, to its index; return the index's path."""
     index = lineidx_path(Path(tsv))
     with atomic_path(index) as temporary:
         temporary.write_text("".join(f"{offset}\n" for offset in find_rows(Path(tsv)).tolist()))

@@ -316,11 +316,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--backbone", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
     parser.add_argument("--teachers", type=Path, default=Path("_snapshot/study/teachers"))
-    parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="for what runs write")
-    parser.add_argument("--results", type=Path, default=Path("bench/study"), help="a JSON per finished run")
-    parser.add_argument("--quick", action="store_true", help="a few steps: shows nothing")
+    parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="folder of the runs")
+    parser.add_argument(
+        "--results", type=Path, default=Path("bench/study"), help="folder of results, a JSON per finished run"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps, to try the program")
     parser.add_argument("--report", action="store_true", help="make the report of the finished runs and exit")
-    parser.add_argument("--one", action="store_true", help="the one run that is named, in this process")
+    parser.add_argument("--one", action="store_true", help="run the one named condition in this process")
     return parser.parse_args(arguments)
 
 

@@ -104,7 +104,7 @@ def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def module_tensors(
     module: Foreign, prefix: str = "", outer: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Parameters and buffers of a pickled module and of those within it, by their names in a state dict."""
+    """Parameters and buffers of a pickled module and its submodules, by their names in a state dict."""
     if id(module) in outer or len(outer) > 50:
         raise Refused(f"the module {prefix}{module.name} contains itself, or is nested too deep")
     content = module.state if isinstance(module.state, dict) else {}

@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: of so many things so many are at fault; the first of those."""
+    """One check: the number of items, and the faults found."""
 
     where: str
     what: str

@@ -121,7 +121,7 @@ class OpenEnded(Questions):
         return self.annotation.words.get(answer, "")
 
     def answer(self, item: Item) -> int:
-        """The token of the answer; -1 where it is not one token.
+        """The token of the answer; -1 if the answer is not one token.
 
         As published a word is looked up as it is written, so that "TV" is none of an uncased vocabulary.
         """

@@ -92,7 +92,7 @@ def fault_of_texts(item: Item) -> str:
 
 
 def is_withheld(items: Sequence[Item]) -> bool:
-    """Whether the answers of a split are kept back by those who publish it: all are -1."""
+    """Whether the answers of a split are withheld: all are -1."""
     return all(item.get("answer") == -1 and "answer_text" not in item for item in items)
 
 
@@ -375,7 +375,7 @@ def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item
 def split_loader(
     config: Config, world: World, split: str, questions: Corpus, collate: Collate = default_collate
 ) -> Loader:
-    """The loader of one split, whose name is also that of the corpus in its batches."""
+    """The loader of one split; the split is also the name of the corpus in its batches."""
     train = split == "train"
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, keep_last=True)

@@ -99,7 +99,7 @@ class Clips:
         return row_frames(self.videos[name], self.videos.tsv.path.parent)
 
     def blank(self, index: int) -> dict[str, Any]:
-        """A video that cannot be read: nothing finds it."""
+        """The sample of a video that cannot be read: it is never found."""
         img = self.transform.blank(self.size_frame)[None]
         return {"img": img, "id": self.names[index], "valid": False}
 
@@ -176,7 +176,7 @@ def accuracy(rows: Sequence[Item], split: str) -> dict[str, float]:
 
 
 def joins(config: Config) -> bool:
-    """Whether all sentences about a video are one caption: so in didemo."""
+    """Whether all sentences about a video are one caption, as in didemo."""
     return config.task.startswith("didemo")
 
 
@@ -211,7 +211,7 @@ class Gallery:
 
 
 def read_gallery(config: Config) -> Gallery:
-    """The videos and texts that an evaluation ranks, those of `eval_split`."""
+    """The videos and texts of `eval_split`, which an evaluation ranks."""
     annotation, videos = open_files(config)
     split = config.eval_split
     if split not in annotation.splits:

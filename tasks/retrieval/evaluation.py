@@ -38,28 +38,28 @@ BEST = 5  # candidates that ranks.jsonl names
 
 
 class Blocks:
-    """Scores of finished blocks, a file each, in a folder named by all that they follow from."""
+    """Scores of finished blocks, a file each, in a folder named after the fingerprint of the evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lock: IO[str] | None = None
 
     def path(self, number: int) -> Path:
-        """Where a block is, or would be."""
+        """The path of a block."""
         return self.folder / f"{number:06d}.npy"
 
     def done(self) -> list[int]:
-        """The numbers of the blocks that are there."""
+        """The numbers of the finished blocks."""
         names = [path.name for path in self.folder.glob("[0-9]*.npy")]
         return sorted(int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6}\.npy", name))
 
     def write(self, number: int, scores: np.ndarray) -> None:
-        """A block (videos, texts): there as a whole or not at all."""
+        """Write a block (videos, texts) atomically."""
         with atomic_path(self.path(number)) as temporary, temporary.open("wb") as file:
             np.save(file, scores)
 
     def read(self, number: int) -> np.ndarray:
-        """A block that is there."""
+        """Read a block."""
         return np.load(self.path(number), allow_pickle=False)
 
     def claim(self, world: World) -> None:
@@ -165,7 +165,7 @@ def score_blocks(
     blocks: Blocks,
     words: tuple[Tensor, Tensor],
 ) -> dict[int, np.ndarray]:
-    """This process's blocks, each written as soon as it is scored; texts go by length, which nobody sees."""
+    """Score this process's blocks, writing each at once; texts are sorted by length internally."""
     dtype, device = AMP.get(config.amp, torch.float32), world.device
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     order = words[1].sum(dim=1).argsort(stable=True)
@@ -214,7 +214,7 @@ def rank_rows(scores: np.ndarray, gallery: Gallery) -> list[dict[str, Any]]:
 
 
 def number_of(score: np.floating[Any]) -> float | None:
-    """A score for a JSON file; None where it is no finite number."""
+    """A score for a JSON file; None if it is not finite."""
     return float(score) if np.isfinite(score) else None
 
 
@@ -233,7 +233,7 @@ def write_results(
 def report_figures(
     config: Config, folder: Path, gallery: Gallery, scores: np.ndarray
 ) -> dict[str, float | str]:
-    """Write all that an evaluation leaves in its run folder, and log its figures."""
+    """Write the files of an evaluation to its run folder, and log its figures."""
     found = figures(scores, np.array(gallery.owner))
     rows = rank_rows(scores, gallery)
     row: dict[str, float | str] = {"split": gallery.split, **found}
