@@ -208,7 +208,7 @@ class Saver:
             log.error("%s could not be written (%s): the run continues; free disk space.", path, reason)
         else:
             self.failed.pop(path, None)
-            kind = "state" if path.name == STATE else "checkpoint"
+            kind = "state" if path.name == STATE else "checkpoint" if path.suffix == ".pt" else "written"
             log.log(logging.INFO if path.suffix == ".pt" else logging.DEBUG, "%s: %s", kind, path)
 
 

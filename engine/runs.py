@@ -116,8 +116,8 @@ def describe_machine(world: World) -> None:
     log.debug("commit %s; python %s, %s", commit(), platform.python_version(), libraries)
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine()
     devices = f"{world.device} ({name}, {torch.get_num_threads()} threads)"
-    log.debug("%d processes on %d machines", world.size, world.nodes)
-    log.debug("this one: %s, %s", platform.node(), devices)
+    log.debug("processes: %d, machines: %d", world.size, world.nodes)
+    log.debug("this process: host %s, %s", platform.node(), devices)
 
 
 def commit() -> str:

@@ -71,7 +71,7 @@ class Report:
             ways.setdefault(how, []).append(key)
         lines += [f"adapted: {summary(keys, 1)}: {how}" for how, keys in ways.items()]
         for title, keys in (
-            ("missing, starting anew", self.missing),
+            ("missing, random weights", self.missing),
             ("misshapen", list(self.misshapen)),
             ("not used", self.unexpected),
             ("ignored", self.ignored),

@@ -165,7 +165,7 @@ def test_a_pretraining_checkpoint_loads_and_a_head_may_start_anew(pretrained, ki
                 assert torch.equal(value, state[key]) != reinit
             elif not key.startswith((head, "emb_task")):
                 assert torch.equal(value, state[key])
-    assert (kind is MaskModel) == ("starting anew: emb_task" in caplog.text)
+    assert (kind is MaskModel) == ("missing, random weights: emb_task" in caplog.text)
     assert f"reinit_head: {head} starts from random weights" in caplog.text
 
 

@@ -161,7 +161,7 @@ def test_the_log_of_a_run_says_all_that_its_result_hangs_on(own, monkeypatch, tm
         r"commit \w+",
         r"python 3\.\d+",
         r"torch \d",
-        "this one: .*cpu",
+        "this process: .*cpu",
         "train: 3 questions",
         "step 1: loss",
     ):
