@@ -8,91 +8,27 @@ File formats are defined in `_data/README.md`.
 import contextlib
 import functools
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from transformers import AutoTokenizer
 
-from batch import SpecialTokens
 from lib import Config, UserError, World, log
 from masking import NEGATIVES
+from media.corpus_files import named_files, yaml_path
 from media.files import check_file, parse_json, read_yaml, reading
 from media.frames import Transform, read_clip, row_frames
+from media.tokens import Tokens
 from media.tsv import BadRow, Tsv, read_numbers
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a worker's fork
 
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]  # samples -> a batch
-
-
-# --------------------------------------------------------------------------------------------- tokens
-
-
-class Tokens:
-    """Text -> `size` token ids: [CLS] words [SEP] [PAD]..., the [SEP] kept when the text is cut."""
-
-    def __init__(self, name: str, size: int) -> None:
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"tokenizer {name!r} is neither a folder with a tokenizer nor can it be downloaded; "
-                "set tokenizer (or txt_backbone) to a folder with vocab.txt or tokenizer.json."
-            ) from error
-        self.size = size
-
-    @property
-    def special(self) -> SpecialTokens:
-        """Ids of [PAD], [CLS], [SEP] and [MASK]."""
-        t = self.tokenizer
-        return SpecialTokens(t.pad_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)
-
-    def __call__(self, text: str) -> tuple[Tensor, Tensor]:
-        """-> ids (X,), mask (X,) with 1 at tokens."""
-        # Deviation 8: published, a text that is cut loses its [SEP]
-        row = self.tokenizer(text, padding="max_length", truncation=True, max_length=self.size)
-        return torch.tensor(row["input_ids"]), torch.tensor(row["attention_mask"])
-
-    def words(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """{text: its ids} without [CLS] and [SEP], of any length; a [MASK] in a text is one."""
-        texts = sorted(set(texts)) or [""]
-        if not isinstance(self.tokenizer.backend_tokenizer.pre_tokenizer, BertPreTokenizer):
-            return self._ids(texts)
-        # BERT's words end at spaces: each word once takes a tenth of the time of each text
-        table = self._ids(sorted({word for text in texts for word in text.split(" ")}))
-        return {text: [i for word in text.split(" ") for i in table[word]] for text in texts}
-
-    def _ids(self, texts: list[str]) -> dict[str, list[int]]:
-        return dict(zip(texts, self.tokenizer(texts, add_special_tokens=False).input_ids, strict=True))
-
-    def one(self, word: str) -> int:
-        """The id of a word that is one token of the vocabulary; -1: it is not."""
-        ids = self.tokenizer(word, add_special_tokens=False).input_ids
-        return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else -1
-
-    def exact(self, word: str) -> int:
-        """The id of a word that stands in the vocabulary just as it is written; -1: it does not."""
-        found: Any = self.tokenizer.convert_tokens_to_ids(word)
-        return -1 if found in (None, self.tokenizer.unk_token_id) else found
-
-    def check(self, vocabulary: int, positions: int) -> None:
-        """Raise `UserError` if a text encoder of that size has no embedding for some token or position."""
-        if self.size > positions:
-            raise UserError(f"size_txt {self.size} is more than the {positions} positions of txt_backbone.")
-        if len(self.tokenizer) > vocabulary:
-            raise UserError(
-                f"the tokenizer has {len(self.tokenizer)} words, txt_backbone {vocabulary}: set tokenizer."
-            )
 
 
 # ------------------------------------------------------------------------------------------- datasets
@@ -277,38 +213,6 @@ class PretrainCorpus:
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
         return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
-
-
-def yaml_path(name: str | Path, data_dir: str = "") -> Path:
-    """A corpus's YAML: where the name leads to, or else in `data_dir`."""
-    beside = Path(data_dir) / name
-    return beside if not Path(name).exists() and beside.is_file() else Path(name)
-
-
-def named_files(path: Path, content: Mapping[str, Any], key: str) -> list[Path]:
-    """The files that the YAML at `path` names under a key, relative to its folder or as written.
-
-    For a composite corpus, a text file that lists them, a path a line, may stand for the list.
-    """
-    names = content.get(key) or []
-    files = relative_to(path, names if isinstance(names, list) else [names])
-    if content.get("composite") and len(files) == 1 and key != "caption_linelist" and is_list(files[0]):
-        return relative_to(files[0], files[0].read_text().split("\n"))
-    return files
-
-
-def relative_to(path: Path, names: Iterable[str]) -> list[Path]:
-    """Paths in the folder of `path`, or as they are where they lead to nothing there."""
-    names = [str(name).strip() for name in names if str(name).strip()]
-    return [path.parent / name if (path.parent / name).exists() else Path(name) for name in names]
-
-
-def is_list(path: Path) -> bool:
-    """Whether a file lists other files, a path a line, instead of being a TSV itself."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b"\t" not in file.readline(1 << 16)
 
 
 @dataclass(frozen=True)

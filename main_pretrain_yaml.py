@@ -22,8 +22,9 @@ def main() -> None:
         raise UserError("size_epoch 0 evaluates only, and val_yaml names nothing to evaluate on.")
     # imported late: a mistake in the command line is told at once
     from agent import Agent
-    from dataset import Tokens, pretrain_loader
+    from dataset import pretrain_loader
     from engine.processes import distributed
+    from media.tokens import Tokens
     from model import MVM_HEADS, PretrainModel
     from tasks.pretraining import describe, mask
     from weights.needs import check_needs

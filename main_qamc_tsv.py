@@ -21,8 +21,8 @@ def main() -> None:
     """One run: training with an evaluation after each epoch, or an evaluation alone."""
     config = load_config("main_qamc_tsv")
     # imported late: a mistake in the command line is told at once
-    from dataset import Tokens
     from engine.processes import distributed
+    from media.tokens import Tokens
     from tasks.qa.kinds import MultipleChoice
     from tasks.qa.model import ChoiceModel, run
     from tasks.qa.questions import question_loaders

@@ -21,8 +21,8 @@ def main() -> None:
     config = load_config("main_retrieval_tsv")
     # imported late: a mistake in the command line is told at once
     from agent import Agent
-    from dataset import Tokens
     from engine.processes import distributed
+    from media.tokens import Tokens
     from tasks.retrieval.captions import accuracy, describe, pair_loaders
     from tasks.retrieval.model import RetrievalModel
     from weights.needs import check_needs

@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
 from lib import KEYS, Config, UserError, run_script
@@ -34,6 +33,7 @@ from media.decoding import SAME, is_picture, to_rgb
 from media.files import read_json
 from media.frames import Linked, Transform, even_frames, normalise
 from media.kinds import as_arguments
+from media.tokens import Tokens
 from media.tsv import BadRow
 from model import check_trained, encoder_arguments, matching_head
 from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber

@@ -23,10 +23,10 @@ from torch import Tensor
 
 import root  # noqa: F401
 from _tools.convert.checks import Report, Sample, check_downstream, check_pretrain
-from dataset import Tokens
 from engine.arguments import load_config
 from lib import Config, UserError, log, run_script
 from media.files import atomic_path
+from media.tokens import Tokens
 
 SIDE = 128  # pixels of a frame on the contact sheet, its longer side
 TEXT = 40  # pixels of the text below frames

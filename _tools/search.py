@@ -32,13 +32,13 @@ from tqdm import tqdm
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from _tools.convert.sources import find_files
-from dataset import Tokens
 from engine.arguments import load_config
 from engine.processes import choose_device
 from lib import Config, UserError, run_script, shown
 from media.files import atomic_path, parse_json, writing
 from media.frames import Frames, Stored, Transform, even_frames, normalise, row_frames
 from media.kinds import as_arguments
+from media.tokens import Tokens
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.model import RetrievalModel

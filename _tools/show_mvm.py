@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
-from dataset import PretrainCorpus, Tokens
+from dataset import PretrainCorpus
 from engine.arguments import load_config
 from engine.processes import choose_device
 from engine.step import seeded, to_device
@@ -35,6 +35,7 @@ from masking import mask_batch
 from media.files import atomic_path
 from media.frames import Transform, decode_frame
 from media.kinds import file_id
+from media.tokens import Tokens
 from model import PretrainModel
 from teachers.base import to_pixels
 from weights.checkpoint import load_checkpoint

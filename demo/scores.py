@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from dataset import Tokens, pretrain_loader
+from dataset import pretrain_loader
 from engine.arguments import load_config
 from engine.step import sample_seeds, to_device
 from lib import Config, World, run_script
 from masking import NEGATIVES, mask_batch
 from media.files import atomic_path
+from media.tokens import Tokens
 from mvm_targets import make_targets
 from teachers.base import make_teachers
 

@@ -107,11 +107,12 @@ def weights(config: Any) -> dict[str, float]:
     """
     import torch
 
-    from dataset import Tokens, pretrain_loader
+    from dataset import pretrain_loader
     from engine.processes import seed_everything
     from engine.step import seeded, to_device
     from lib import World
     from masking import mask_batch
+    from media.tokens import Tokens
     from model import PretrainModel
 
     seed_everything(SEEDS[0])

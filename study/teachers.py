@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dataset import Tokens
 from demo.backbone import NAMES, Clips, read_clips, train
 from demo.world import load_scenes
 from engine.processes import seed_everything
@@ -35,6 +34,7 @@ from engine.schedule import warmup_linear
 from lib import run_script
 from media.files import atomic_path
 from media.frames import Transform, decode_frame, even_frames
+from media.tokens import Tokens
 from media.tsv import Tsv
 from study.oracle import inverse_depth, write_index
 from teachers.base import DptTeacher, TimmTeacher, normalise

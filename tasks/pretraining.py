@@ -6,10 +6,10 @@ from typing import Any
 from torch import Generator
 
 from batch import Batch, Output
-from dataset import Tokens
 from engine.step import sample_seeds
 from lib import Config
 from masking import mask_batch
+from media.tokens import Tokens
 from model import PretrainModel
 
 

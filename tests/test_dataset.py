@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens, pretrain_loader
+from dataset import Batches, Loader, Mixture, PretrainCorpus, pretrain_loader
 from lib import Config, UserError, World
 from media.frames import (
     STD,
@@ -25,6 +25,7 @@ from media.frames import (
     random_frames,
     read_clip,
 )
+from media.tokens import Tokens
 from media.tsv import BadRow, Tsv, lineidx_path
 from tests.conftest import write_corpus
 from weights.needs import named_in

@@ -24,13 +24,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dataset import PretrainCorpus, Tokens
+from dataset import PretrainCorpus
 from engine.arguments import load_config
 from engine.resume import PROGRESS, load_model, load_optimizer, load_random_states, random_states, read_state
 from engine.runs import STATE
 from lib import UserError, World
 from media.files import reading
 from media.frames import Transform, read_clip
+from media.tokens import Tokens
 from media.tsv import BadRow, Tsv, Videos, find_ids, id2lineidx_path, lineidx_path
 from tasks.qa.questions import Annotation
 from teachers.dalle_encoder import DalleEncoder, load_dalle

@@ -21,7 +21,7 @@ from torch import nn
 
 import make_tsv
 from agent import Agent
-from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens
+from dataset import Batches, Loader, Mixture, PretrainCorpus
 from engine.arguments import load_config
 from engine.processes import Printable, distributed
 from engine.recorder import Recorder
@@ -33,6 +33,7 @@ from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
 from media.frames import Transform
 from media.pickles import Machine, Refused
+from media.tokens import Tokens
 from media.tsv import Tsv, Videos, lineidx_path, unpickle_index
 from tasks.qa.questions import Annotation
 from tasks.retrieval.evaluation import Blocks

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
-from dataset import Tokens
 from lib import Config, UserError
+from media.tokens import Tokens
 from model import PretrainModel
 from mvm_targets import TARGETS
 from tasks import pretraining

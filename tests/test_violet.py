@@ -23,9 +23,9 @@ import main_retrieval_tsv
 import results
 import violet
 from _tools import weights
-from dataset import Tokens
 from lib import MISTAKE, Config, UserError
 from media.frames import Transform, normalise
+from media.tokens import Tokens
 from media.tsv import Videos
 from model import PretrainModel, encoder_arguments
 from tasks.qa.kinds import FillInTheBlank, OpenEnded, OptionNumber

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import named_files, yaml_path
 from lib import Config, UserError, World
+from media.corpus_files import named_files, yaml_path
 from media.files import read_yaml
 from weights.published import published
 from weights.swin import weights_path

@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import PretrainCorpus, Tokens
+from dataset import PretrainCorpus
 from lib import Config, UserError
 from media.frames import Linked, Transform, even_frames, row_frames
+from media.tokens import Tokens
 from media.tsv import BadRow, Tsv, Videos, find_rows
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from tasks.qa.questions import UNANSWERABLE, Annotation, Item, Questions

@@ -1,7 +1,7 @@
 """Kinds of question: which pieces of text make a question, and which answer is expected."""
 
-from dataset import Tokens
 from lib import UserError
+from media.tokens import Tokens
 from tasks.qa.questions import Item, Questions
 from tasks.qa.texts import Ids, Text
 

@@ -15,8 +15,9 @@ from transformers import BertConfig
 
 from agent import Agent
 from batch import Batch, Mean, Output, rank_of
-from dataset import Loader, Tokens
+from dataset import Loader
 from lib import Config, World
+from media.tokens import Tokens
 from model import MlmHead, Violet, encoder_arguments, matching_head, start
 from tasks.qa.metric import accuracy
 from tasks.qa.questions import BEST, describe

@@ -18,10 +18,11 @@ import torch
 from torch.utils.data import default_collate
 
 from batch import Batch, Output
-from dataset import Batches, Collate, Corpus, Loader, Mixture, Tokens
+from dataset import Batches, Collate, Corpus, Loader, Mixture
 from lib import Config, UserError, World, log
 from media.files import read_json
 from media.frames import Transform, read_clip
+from media.tokens import Tokens
 from media.tsv import BadRow, Videos
 from tasks.qa.texts import RULES, Text
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from batch import Batch, Output
-from dataset import Loader, Tokens
+from dataset import Loader
 from lib import Config, UserError, World, log
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
+from media.tokens import Tokens
 from media.tsv import BadRow, Videos
 from tasks.qa.questions import Annotation, Item, choose_splits, split_loader
 

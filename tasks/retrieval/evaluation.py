@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Batches, Draw, Loader, Mixture, Tokens
+from dataset import Batches, Draw, Loader, Mixture
 from engine.parallel import AMP
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
 from engine.step import to_device
 from lib import Config, UserError, World, log
 from media.files import atomic_path, hold, leftovers
+from media.tokens import Tokens
 from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, write_page

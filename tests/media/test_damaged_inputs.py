@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, Tokens
+from dataset import Batches, Loader, Mixture, PretrainCorpus
 from media.frames import Transform
+from media.tokens import Tokens
 from tests.media.test_decoding import write_video, write_webp
 from tests.tools.test_make_tsv import failures, read_rows, run, write_image
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import make_tsv
-from dataset import Tokens, pretrain_loader
+from dataset import pretrain_loader
 from demo import make as make_demo
 from demo.world import choose_scenes, load_scenes, render, visible_masks
 from engine.step import to_device
 from lib import Config, UserError, World
 from media.frames import MEAN, STD
+from media.tokens import Tokens
 from study import oracle
 from study import report as study_report
 from study import run as study

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Tokens
 from lib import Config, UserError
 from media.frames import Transform, every_clip, read_clip, read_clips
+from media.tokens import Tokens
 from media.tsv import Videos
 from tasks.retrieval.captions import Caption, Pairs, read_captions, read_gallery
 from tests.conftest import write_videos

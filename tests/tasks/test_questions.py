@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, Loader, Mixture, Tokens
+from dataset import Batches, Loader, Mixture
 from lib import Config, UserError, World
 from media.frames import Transform
+from media.tokens import Tokens
 from media.tsv import BadRow, Videos, find_ids, id2lineidx_path
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from tasks.qa.metric import accuracy

@@ -14,9 +14,9 @@ import eval_retrieval_tsv
 import main_retrieval_tsv
 from _tools import rank_epochs
 from batch import best_alone
-from dataset import Tokens
 from lib import Config, UserError
 from media.frames import normalise
+from media.tokens import Tokens
 from tasks.retrieval.captions import read_gallery
 from tasks.retrieval.evaluation import Blocks
 from tasks.retrieval.model import RetrievalModel

@@ -21,10 +21,11 @@ import main_qaoe_tsv_lsmdc_fib
 import main_qaoe_tsv_mlm_head
 import main_retrieval_tsv
 from _tools.convert.files import Public
-from dataset import PretrainCorpus, Tokens
+from dataset import PretrainCorpus
 from engine.processes import choose_device
 from lib import Config, UserError, World
 from media.frames import Transform
+from media.tokens import Tokens
 from tasks.qa.kinds import FillInTheBlank, MultipleChoice, OpenEnded, OptionNumber
 from tasks.qa.questions import question_loaders
 from tests.conftest import write_videos
