@@ -205,7 +205,7 @@ class Recorder:
         try:
             append(self.folder / file, json.dumps(row) + "\n")
         except OSError as error:
-            log.error("%s: figures could not be written (%s): the run goes on.", self.folder / file, error)
+            log.error("%s: figures could not be written (%s): the run continues.", self.folder / file, error)
         try:
             self.board.add(int(row["step"]), named)
         except OSError as error:
