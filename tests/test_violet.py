@@ -369,7 +369,7 @@ def test_every_published_config_starts_and_names_all_that_is_missing(path, tmp_p
         with pytest.raises(UserError) as stopped:
             script.main()
         message = str(stopped.value)
-        assert message.startswith(f"{given['task']} cannot start: {len(wanted)} of the things")
+        assert message.startswith(f"{given['task']} cannot start: {len(wanted)} required files")
         for name in wanted:
             assert message.count(f": {name}") == 1, name
     assert list(tmp_path.iterdir()) == []  # no run's folder is left
@@ -386,7 +386,7 @@ def test_the_message_is_all_that_is_printed(tmp_path):
     assert ended.returncode == MISTAKE
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
-    assert lines[0] == "msvd-qa cannot start: 4 of the things that it needs are missing."
+    assert lines[0] == "msvd-qa cannot start: 4 required files or models are missing."
     assert len(lines) == 7  # two titles, four things
 
 
