@@ -1,15 +1,15 @@
-"""The whole way from video files to a VIOLET that answers questions and finds videos, on a generated world.
+"""Run the demo: generate a world of videos, pre-train, fine-tune four tasks, write a report.
 
     python -m demo.run
 
-Stages that do not need each other run side by side, and each says on the console what it runs. What is made
-already is not made again, but training is: pre-training, then every task from it, and once more from the
-video encoder alone, to see what pre-training is worth. In a few minutes, to see that everything is in place:
+Independent stages run in parallel, and each prints its command. Existing data is reused; training is always
+repeated: pre-training, then every task from it, and every task from the video encoder alone as a baseline.
+In a few minutes, to check that everything works:
 
     python -m demo.run --data /tmp/demo --output /tmp/demo/run --quick
 
-Writes under --output the runs' folders, what the stages printed (logs/), demo.json with all figures, and
-report.html, a page that shows them.
+The program writes to --output the run folders, the output of the stages (logs/), demo.json with all figures,
+and the page report.html.
 """
 
 import argparse
@@ -248,8 +248,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("_snapshot/demo"), help="folder for what is trained"
     )
-    parser.add_argument("--seed", type=int, default=88, help="of the trainings; the world stays the same")
-    parser.add_argument("--quick", action="store_true", help="a few clips and steps: shows no learning")
+    parser.add_argument("--seed", type=int, default=88, help="training seed; the world stays the same")
+    parser.add_argument("--quick", action="store_true", help="a few clips and steps, to try the program")
     return parser.parse_args(arguments)
 
 
