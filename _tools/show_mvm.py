@@ -120,6 +120,13 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
 }
 
 
+def colours_of(name: str, truth: Tensor) -> Callable[[Tensor, Tensor], Colours]:
+    """The colours of a target: those of `COLOURS`, or else those that its truth's channels suggest."""
+    by_channels = {1: grey, 2: wheel, 3: natural}
+    kind = by_channels.get(truth.shape[2], components) if truth.is_floating_point() else words
+    return COLOURS.get(name, kind)
+
+
 def channels_last(pictures: Tensor) -> np.ndarray:
     """(B, S, 3, H, W) -> (B, S, H, W, 3)."""
     return pictures.movedim(2, -1).numpy()
@@ -257,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
     for name, pair in pairs.items():
-        made, truth = COLOURS[name](*pair)
+        made, truth = colours_of(name, pair[1])(*pair)
         path = Path(options.output or folder) / f"mvm_{name}.png"
         draw(
             [*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)],
