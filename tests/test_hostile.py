@@ -23,12 +23,12 @@ import make_tsv
 from agent import Agent
 from dataset import Batches, Loader, Mixture, PretrainCorpus
 from engine.arguments import load_config
-from engine.processes import Printable, distributed
+from engine.processes import distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, Stop, handling_signals
-from lib import Config, UserError
+from lib import Config, Printable, UserError
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
 from media.frames import Transform
