@@ -3,7 +3,7 @@
     python -m demo.report _snapshot/demo
 
 Reads demo.json and the runs that it names, and writes report.html beside it: scores beside chance and beside
-no pre-training, losses, reconstructions, retrievals, questions with the model's answers, time and memory. The
+no pre-training, losses, reconstructions, retrievals, questions with the model's answers. The
 clips are those of the world that demo.json names; without it the page has no frames.
 """
 
@@ -290,22 +290,6 @@ def retrievals(demo: Demo, read: Callable[[str], Frames], queries: int = 3) -> l
 # --------------------------------------------------------------------------------------------------- page
 
 
-def stages(result: Mapping[str, Any]) -> list[str]:
-    """When each stage ran, how long, and its largest process."""
-    ran = result["stages"]
-    end = max(s["began"] + s["seconds"] for s in ran)
-    lines = ["<tr><th>stage</th><th>seconds</th><th>GiB</th></tr>"]
-    for s in ran:
-        start, stop = (f"{100 * at / end:.1f}%" for at in (s["began"], s["began"] + s["seconds"]))
-        colours = f"transparent {start},#3b82c455 {start} {stop},transparent {stop}"
-        cells = f"<td>{s['seconds']:.0f}</td><td>{s['memory_gib']:.2f}</td>"
-        bar = f"background:linear-gradient(to right,{colours})"
-        lines.append(f'<tr style="{bar}"><td>{html.escape(s["name"])}</td>{cells}</tr>')
-    cores = f"{result['cores']} core{'s' * (result['cores'] > 1)}"
-    said = f"{end / 60:.1f} minutes on {cores}; the bars say when. GiB: the largest process."
-    return [f"<p>{said}</p>", f'<table class="stages">{"".join(lines)}</table>']
-
-
 def body(demo: Demo) -> list[str]:
     """All parts of the page."""
     read, result = demo.clips(), demo.result
@@ -332,8 +316,6 @@ def body(demo: Demo) -> list[str]:
         "<h2>Retrieval</h2>",
         "<p>Texts with the videos that they found, the right one framed.</p>",
         *retrievals(demo, read),
-        "<h2>Time and memory</h2>",
-        *stages(result),
     ]
 
 
