@@ -1,9 +1,9 @@
-# make demo   pre-train on a generated world of videos, on a laptop, and show what was learnt
+# make demo   pre-train and fine-tune on a generated world of videos, on a laptop, and write a report
 # make test   run the tests
 # make lint   check style and types
-# make bench  measure what everything costs: bench/RESULTS.md
-# make study  which target makes MVM useful, in miniature: bench/STUDY.md (hours; goes on where it stopped)
-# Each makes .venv first when there is none or the requirements changed.
+# make bench  measure speed and memory: bench/RESULTS.md
+# make study  compare the MVM targets in miniature: bench/STUDY.md (hours; resumes where it stopped)
+# Each first creates .venv if it is missing or the requirements have changed.
 
 PYTHON ?= python3
 READY := .venv/.ready

@@ -26,9 +26,9 @@ from engine.parallel import (
     choose_precision,
     clip,
     exchange,
-    joined,
     make_optimizer,
     report,
+    unsharded,
     wrap,
 )
 from engine.profiling import Profile, peak_memory
@@ -37,25 +37,25 @@ from engine.resume import (
     AGAIN,
     PROGRESS,
     Saver,
+    gather_to_cpu,
     load_model,
     load_optimizer,
     load_random_states,
     optimizer_state,
     random_states,
     read_state,
-    whole,
     write_tensors,
 )
 from engine.runs import BEFORE, FINISHED, STATE, Run, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
-from engine.signals import Stalled, Stop, leave_signals, obeyed
+from engine.signals import Stalled, Stop, handling_signals, leave_signals
 from engine.step import join, joined_values, leave_out, seeded, to_device, total_loss, values_of
 from lib import Config, UserError, World, log
 from media.files import reading
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
-GO_ON, SAVE, STOP = range(3)  # what processes agree on after a step
+CONTINUE, SAVE, STOP = range(3)  # decision of all processes after a step
 
 
 def compile_encoders(model: nn.Module) -> None:
@@ -161,7 +161,7 @@ class Agent:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """What a run has open: its figures, what is being written, the signals; its state, if it goes on."""
+        """Open a run's figures, saver and signal handlers; load its state if it is resumed."""
         loggers = [log] if self.world.is_main else []  # lines of the log above the bar, not through it
         with contextlib.ExitStack() as opened:
             if self.run.lock is not None:
@@ -169,7 +169,7 @@ class Agent:
             opened.enter_context(logging_redirect_tqdm(loggers))
             quiet_console()
             opened.callback(self.saver.close)
-            opened.enter_context(obeyed(self.stop))
+            opened.enter_context(handling_signals(self.stop))
             recorded = self.restore() if self.run.resumed else {}
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
@@ -216,7 +216,7 @@ class Agent:
         self.due = False
 
     def train_part(self, stream: Iterator[Batch], until: int) -> None:
-        """The steps of an epoch until so many of its batches are done, or the run's steps."""
+        """Train until `until` batches of the epoch, or all steps of the run, are done."""
         self.model.train()
         while self.step < self.total and self.batches < until:
             with self.recorder.waiting():
@@ -228,34 +228,34 @@ class Agent:
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
                 self.log_figures()
             self.profile.step()
-            self.heed()
+            self.save_or_stop()
         self.log_figures()
 
     def log_figures(self) -> None:
         """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise FloatingPointError(
-                "fp16: no loss scale leaves the gradients finite; see amp bf16, lr, data."
+                "fp16: gradients are not finite with any loss scale; try amp bf16 or a smaller lr."
             )
         self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
 
-    def heed(self) -> None:
-        """Save the state if it is time to; stop if any process was asked to."""
+    def save_or_stop(self) -> None:
+        """Save the state if it is due; stop if any process has received a stop signal."""
         due = self.world.is_main and time.monotonic() - self.saved >= 60 * self.config.save_minutes
-        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else GO_ON)
-        if agreed != GO_ON:
+        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else CONTINUE)
+        if agreed != CONTINUE:
             self.save_state()
         if agreed == STOP:
             self.leave()
 
     def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; a run that is asked to stop does not wait for one that does not come."""
+        """The batches; after a stop signal a missing batch is waited for only briefly."""
         while True:
             try:
                 with self.stop.waiting():
                     batch = next(stream, None)
             except Stalled:
-                log.error("no batch has come since this process was asked to stop: it stops without one")
+                log.error("no batch arrived after the stop signal: the process stops without one")
                 if self.world.size == 1:  # others cannot be waited for
                     self.save_state()
                 self.leave()
@@ -264,15 +264,15 @@ class Agent:
             yield batch
 
     def leave(self) -> None:
-        """End the program once everything is written."""
+        """Exit once everything is written."""
         self.saver.wait()
         if self.saver.failed:
-            log.error("stopping with what could be written before: later steps are to be done again")
-        log.warning("stopped at step %d of %d: --resume auto goes on", self.step, self.total)
+            log.error("some files could not be written: steps after the last saved state will be repeated")
+        log.warning("stopped at step %d of %d; --resume auto resumes the run", self.step, self.total)
         raise SystemExit(self.config.requeue_code)
 
     def set_rates(self) -> dict[str, float]:
-        """Set the learning rates of the coming step; returns those of the video encoder and of the rest."""
+        """Set the learning rates of the next step; returns the rates of the video encoder and of the rest."""
         factor = warmup_linear(self.step, self.total, self.config.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = max(MIN_LR, group["peak"] * factor)
@@ -317,7 +317,7 @@ class Agent:
         `name` is that of an epoch's part in file names; empty: the epoch.
         """
         figures: dict[str, float] = {}
-        with joined(self.model):
+        with unsharded(self.model):
             for split, loader in loaders.items():
                 prefix = f"{split}_" if split else ""
                 found = self.evaluate(loader, name or str(epoch), split)
@@ -349,7 +349,7 @@ class Agent:
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")
             predictions.append((place, self.describe(batch, output)))
-            if number < common and self.world.most(STOP if self.stop.asked else GO_ON) == STOP:
+            if number < common and self.world.most(STOP if self.stop.asked else CONTINUE) == STOP:
                 self.leave()
         rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
@@ -363,10 +363,10 @@ class Agent:
         gathered = [part for parts in self.world.gather(predictions) for part in parts]
         return [row for _, part in sorted(gathered, key=lambda p: p[0]) for row in part]
 
-    # -- what a run leaves behind
+    # -- files of a run
 
     def keep_best(self, figures: dict[str, float], name: str) -> None:
-        """Save the model as `ckpt_violet_TASK_best.pt` and what it reached in `best.json`."""
+        """Save the model as `ckpt_violet_TASK_best.pt`, and its figures in `best.json`."""
         self.save("best")
         if self.world.is_main:
             content = json.dumps(figures, indent=1) + "\n"
@@ -381,7 +381,7 @@ class Agent:
     def save(self, name: str) -> Path:
         """Write the model's state dict, on the CPU, as `ckpt_violet_TASK_NAME.pt` in the run's folder."""
         path = self.path(name)
-        weights = whole(self.model.state_dict(), keep=self.world.is_main)
+        weights = gather_to_cpu(self.model.state_dict(), keep=self.world.is_main)
         if self.world.is_main:
             self.write(path, functools.partial(write_tensors, weights))
         return path
@@ -393,11 +393,11 @@ class Agent:
             self.saver.wait()
 
     def path(self, name: str) -> Path:
-        """Of the weights of an epoch, of the best one or of the last."""
+        """The path of the weights of an epoch, of the best one or of the last."""
         return self.folder / f"ckpt_violet_{self.config.task}_{name}.pt"
 
     def save_state(self, unless_recent: bool = False) -> None:
-        """Write all that the run needs to resume here; raises `FloatingPointError` if that is spoilt.
+        """Write the training state; raises `FloatingPointError` if figures are not finite.
 
         `unless_recent`: not within a minute (or `save_minutes`) after the last time.
         """
@@ -415,7 +415,7 @@ class Agent:
             "recorder": self.recorder.state(),
             "config": dataclasses.asdict(self.config),
         }
-        state = whole(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
+        state = gather_to_cpu(state, keep=main) | {"optimizer": optimizer_state(self.optimizer, keep=main)}
         if main:
             self.saver.submit(
                 self.folder / STATE, functools.partial(write_tensors, state), self.folder / BEFORE
@@ -423,24 +423,24 @@ class Agent:
         self.saved = time.monotonic()
 
     def save_first_state(self) -> None:
-        """As `save_state`; a run of which nothing can be saved is not begun. Raises `UserError`."""
+        """As `save_state`; raises `UserError` if the state cannot be saved, before training begins."""
         self.save_state()
         self.saver.wait()
         self.check_written(self.world.gather(self.saver.failed)[0])
 
     def check_written(self, failed: Mapping[Path, str] | None = None) -> None:
-        """Raise `UserError` if something is not on the disk that should be."""
+        """Raise `UserError` if a file could not be written."""
         self.saver.wait()
         if failed := self.saver.failed if failed is None else failed:
             named = ", ".join(f"{path} ({reason})" for path, reason in failed.items())
-            raise UserError(f"not written: {named}. Make room, or name another place by --path_output.")
+            raise UserError(f"not written: {named}. Free disk space, or choose another --path_output.")
 
     def restore(self) -> dict[str, Any]:
-        """Go back to the state in the run's folder; returns what had been recorded."""
+        """Load the state in the run's folder; returns the state of the recorder."""
         state = read_state(self.folder, self.world)
         if len(state["random"]) != self.world.size:
             raise UserError(
-                f"{self.folder} is a run of {len(state['random'])} processes, not {self.world.size}: start "
+                f"{self.folder} has {len(state['random'])} processes, not {self.world.size}: start "
                 f"as many, or a new run with --path_ckpt {self.folder / STATE}."
             )
         with reading(self.folder / STATE, "the state of this run", AGAIN):
@@ -454,18 +454,18 @@ class Agent:
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
         if total != self.total:
-            log.warning("the run was to have %d steps: the schedule is now that of %d", self.total, total)
+            log.warning("the run was planned for %d steps; the schedule now has %d", self.total, total)
             self.total = total
         self.saved = time.monotonic()
         log.info("step %d of %d, epoch %d", self.step, self.total, self.epoch)
         return state["recorder"]
 
     def finish(self) -> None:
-        """Mark the run as finished, unless something that it should have written is not on the disk."""
+        """Mark the run as finished; raises `UserError` if a file could not be written."""
         self.saver.wait()
         if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
             failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
-            raise UserError(f"not written: {failed}. Make room; --resume {self.folder} then ends the run.")
+            raise UserError(f"not written: {failed}. Free disk space; --resume {self.folder} ends the run.")
         self.save_state()
         if self.world.is_main:
             content = json.dumps(self.kept or self.figures, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""A batch and the output of a model: every key with its shape, and means that can be joined.
+"""A batch and the output of a model: every key with its shape, and means that can be summed.
 
 Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text tokens, O options, L all tokens.
 
@@ -31,7 +31,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that stand for no word."""
+    """Ids of the special tokens."""
 
     pad: int
     cls: int
@@ -41,14 +41,14 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean in two parts, so that it can be joined with others: over batches, over processes."""
+    """A mean as total and count, so that means can be summed over batches and processes."""
 
     total: Tensor
     count: Tensor
 
     @property
     def value(self) -> Tensor:
-        """The mean as a scalar; 0 if there is nothing to take it over."""
+        """The mean as a scalar; 0 if the count is 0."""
         return self.total / self.count.clamp(min=1e-12)
 
 
@@ -59,9 +59,9 @@ class Output:
     losses: dict[str, Mean]
     """summed, each logged under its name"""
     weights: dict[str, float] = field(default_factory=dict)
-    """of the losses in the sum, where it is not 1; the logged loss is without it"""
+    """weights of the losses in the sum, if not 1; logged losses are unweighted"""
     scores: dict[str, Mean] = field(default_factory=dict)
-    """logged, not trained on"""
+    """further figures to log"""
     predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
     """one entry per sample, for the predictions file"""
 
@@ -73,17 +73,17 @@ class Output:
 def rank_of(scores: Tensor, own: Tensor) -> Tensor:
     """Rank (...) of the score `own` (...) among scores (..., C) that contain it, 1 the first.
 
-    Ties never help: other candidates of the same score, and those without a number, go before. An `own` that
-    is not finite is last.
+    Ties count against `own`: other candidates of the same score, and NaN, rank before it. An `own` that is
+    not finite ranks last.
     """
     before = (~(scores < own[..., None])).sum(dim=-1)
     return before.where(own.isfinite(), scores.shape[-1])
 
 
 def best_alone(scores: Tensor, own: Tensor) -> Tensor:
-    """Whether the score of the candidate `own` (...) is the highest of scores (..., C), and alone so.
+    """Whether the candidate `own` (...) alone has the highest of scores (..., C).
 
-    False where there is only one candidate: with nothing to choose from, nothing is chosen right.
+    False if there is only one candidate: without a choice nothing counts as right.
     """
     mine = scores.gather(-1, own[..., None]).squeeze(-1)
     return (rank_of(scores, mine) == 1) & torch.full_like(own, scores.shape[-1] > 1, dtype=torch.bool)

@@ -44,7 +44,7 @@ class Corpus(Protocol):
         ...
 
     def blank(self, index: int) -> dict[str, Any]:
-        """What stands in for it, with `valid` False, where it cannot be read in evaluation."""
+        """The sample that replaces an unreadable one in evaluation, with `valid` False."""
         ...
 
 
@@ -101,7 +101,7 @@ class PretrainCorpus:
                 frames = len(row_frames(self.images[0][0], self.images[0].path.parent))
         if frames > 1:
             raise UserError(
-                f"{self.path}: by its name {name!r} the corpus is one of pictures, and its first row has "
+                f"{self.path}: a corpus named {name!r} holds pictures, but its first row has "
                 f"{frames} frames: write `image: false` (videos) or `image: true` (first frames) there."
             )
 
@@ -173,13 +173,13 @@ class PretrainCorpus:
             tsv, row = self.captions[0], row + sum(len(tsv) for tsv in self.images[:source])
         fields = tsv[row]
         if fields[0].decode(errors="replace") != name:
-            raise BadRow(f"{tsv.path} row {row} is that of {fields[0].decode(errors='replace')!r}")
+            raise BadRow(f"{tsv.path} row {row} belongs to {fields[0].decode(errors='replace')!r}")
         try:
             text = parse_json(fields[1])[number]["caption"]
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise BadRow(f"{tsv.path} row {row} has no caption {number}") from error
         if not isinstance(text, str):
-            raise BadRow(f"{tsv.path} row {row}: caption {number} is {text!r}, which is no text")
+            raise BadRow(f"{tsv.path} row {row}: caption {number} is {text!r}, not a string")
         return text
 
     def others(self, index: int) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ class PretrainCorpus:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sampler asks of a dataset."""
+    """A request of a sampler to a dataset."""
 
     corpus: str
     epoch: int
@@ -415,7 +415,7 @@ def workers_alive(loader: DataLoader[Any]) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a data-loading worker was ended from outside, most often by the system for want of memory: "
+            "a data-loading worker was killed, usually by the system because memory ran out: "
             f"lower --n_workers (it is {loader.num_workers}), or give the job more memory."
         ) from error
 
@@ -430,7 +430,7 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
     }
     if not corpora:
         raise UserError(
-            f"{'train_yaml' if train else 'val_yaml'} names no corpus: a config gives it, see _args/."
+            f"{'train_yaml' if train else 'val_yaml'} is empty: name a corpus, as the configs in _args/ do."
         )
     for corpus in corpora.values():
         if not len(corpus):

@@ -5,13 +5,15 @@ import difflib
 import json
 import logging
 import logging.handlers
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-# Importing torch takes two seconds, and a mistake in a command is to be told before. Ranges are checked when
-# a config is read; a type checker needs the plain types.
+# torch is not imported here: it takes two seconds, and mistakes in a command are reported before. Ranges are
+# checked when a config is read; a type checker needs the plain types.
 if TYPE_CHECKING:
     from typing import TypeAlias
 
@@ -39,24 +41,25 @@ else:
 log = logging.getLogger("violet")
 MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
+
+def registered_targets() -> tuple[str, ...]:
+    """The names under which mvm_targets.py registers its classes.
+
+    They are read from its text, since importing it would import torch.
+    """
+    text = Path(__file__).with_name("mvm_targets.py").read_text()
+    return tuple(re.findall(r'^@register\("(\w+)"\)', text, re.MULTILINE))
+
+
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
     "pretrain_masks": ("rm", "bm", "am"),
-    "mvm_target": (
-        "3d_feature",
-        "2d_feature",
-        "2d_clip_feature",
-        "pixel",
-        "hog",
-        "optical_flow",
-        "depth",
-        "vq",
-    ),
+    "mvm_target": registered_targets(),
     "img_transform": ("img_rand_crop", "vid_rand_crop", "img_center_crop", "pad_resize"),
 }
 
 
-# beyond these a value is a slip, or an attack: it would take all memory, processes or positions
+# larger values are mistakes or attacks: they would take all memory, processes or positions
 LIMITS = {
     "size_img": 4096,
     "size_frame": 1024,
@@ -74,7 +77,7 @@ LIMITS = {
 
 
 class UserError(Exception):
-    """A mistake that its user can mend: a script ends with the message and no traceback (`run_script`)."""
+    """A mistake that the user can correct: scripts print its message without a traceback (`run_script`)."""
 
 
 def lookup(known: Iterable[str], name: str, what: str) -> str:
@@ -115,7 +118,7 @@ RETRIEVAL = PAIRS + RANKING
 FINE_TUNING = QUESTIONS + PAIRS
 TRAINING = PRETRAIN + FINE_TUNING
 EVERY = TRAINING + RANKING
-RUN, LEARNT, INPUT, NETWORK = "the run", "what is learnt", "the input", "the network"  # groups in --help
+RUN, LEARNT, INPUT, NETWORK = "the run", "the task", "the input", "the network"  # groups in --help
 STEPS, RESUME, TEACHERS = "the training", "resuming", "teachers of MVM targets"
 
 
@@ -129,9 +132,9 @@ def key(default: Any, scripts: tuple[str, ...], group: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """One run: every key of published configs, and a few of ours. The defaults are those of pre-training.
+    """The config of a run: every key of published configs, and a few of ours. Defaults are for pre-training.
 
-    Beside each key stand the scripts that read it; another script warns of it.
+    Each key names the scripts that read it; another script warns about it.
     """
 
     # -- what is run
@@ -326,7 +329,7 @@ class Config:
     """device of the teachers; empty: that of the model"""
 
     def __post_init__(self) -> None:
-        """Check what a type alone cannot say; the names are made canonical (mtm is mlm)."""
+        """Check values beyond their types, and make names canonical (mtm is mlm)."""
         for key, known in NAMES.items():
             names = getattr(self, key)
             names = [names] if isinstance(names, str) else names  # Deviation 6
@@ -381,7 +384,7 @@ KEYS = tuple(f.name for f in dataclasses.fields(Config))
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place among them."""
+    """The processes of a run, and the rank of this one."""
 
     device: "torch.device"
     rank: int = 0
@@ -389,15 +392,15 @@ class World:
     nodes: int = 1
     """machines, each with as many processes as the others"""
     control: "dist.ProcessGroup | None" = None
-    """the processes' CPUs, which agree without waiting for their devices; None: the default group"""
+    """process group on the CPUs, for messages that do not wait for devices; None: the default group"""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the console."""
+        """Whether this process writes the files and the console."""
         return self.rank == 0
 
     def sum(self, tensor: "Tensor") -> "Tensor":
-        """`tensor` summed over the processes, on every one of them."""
+        """The sum of `tensor` over all processes, on every process."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -416,7 +419,7 @@ class World:
         return items
 
     def most(self, value: int) -> int:
-        """The largest `value` of all processes, on every one of them."""
+        """The largest `value` of all processes, on every process."""
         if self.size == 1:
             return value
         import torch
@@ -431,7 +434,7 @@ class World:
 
 
 def shown(text: str) -> str:
-    """A text for the console: what would move its cursor or change its colours is written as an escape."""
+    """A text for the console, with control characters written as escapes."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text

@@ -36,7 +36,7 @@ def main() -> None:
         val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
         for name, loader in (("train", train), ("val", val)):
             if loader is not None:
-                log.info("%s: pairs %s", name, json.dumps(loader.batches.sizes))
+                log.info("%s: number of pairs %s", name, json.dumps(loader.batches.sizes))
         model = PretrainModel.from_config(config)
         tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
         agent = Agent(

@@ -266,7 +266,7 @@ class PretrainModel(Violet):
         return output
 
     def teacher_seconds(self) -> dict[str, float]:
-        """What the teachers took since the last call; nothing where there is none."""
+        """Seconds of the teachers since the last call; empty without teachers."""
         clocks = [t.teacher.stopwatch for t in self.targets.values() if isinstance(t.teacher, Teacher)]
         return {"teacher_seconds": sum(clock.take() for clock in clocks)} if clocks else {}
 

@@ -1,9 +1,8 @@
-"""What masked visual modelling reconstructs: one class per target, and the registry `TARGETS`.
+"""Targets of masked visual modelling: one class per target, and the registry `TARGETS`.
 
 Shapes: B clips, T frames of H x W pixels in h x w patches of p x p pixels, D the width of the model.
-What a target makes of a clip, its truth, is a grid of S pictures, (B, S, C, h k, w k): one for each of
-the T frames, or of the T-1 pairs of frames, with k x k places of C values in a patch. M patches of it
-are hidden.
+The truth of a target is a grid of S pictures, (B, S, C, h k, w k): one for each of the T frames, or of the
+T-1 pairs of frames, with k x k places of C values in a patch. M patches of it are hidden.
 """
 
 from abc import ABC, abstractmethod
@@ -73,10 +72,10 @@ class Target(ABC):
     """published name in checkpoints -> a part of the head"""
 
     def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
-        """hidden_size: D; patch_size: p; teacher: what computes the truth, of targets that need one."""
+        """hidden_size: D; patch_size: p; teacher: computes the truth, for targets that need one."""
         self.teacher = teacher
 
-    # -- what each target says
+    # -- defined by each target
 
     def truth(self, frames: Tensor) -> Tensor:
         """frames: (B, T, 3, H, W), not masked, ImageNet-normalised -> (B, S, C, h k, w k).
@@ -89,17 +88,17 @@ class Target(ABC):
 
     @abstractmethod
     def predict(self, tokens: Tensor) -> Tensor:
-        """Tokens of patches (M, D) -> what `error` compares with the truth there."""
+        """Tokens of patches (M, D) -> the prediction that `error` compares with the truth."""
 
     @abstractmethod
     def error(self, predicted: Tensor, truth: Tensor) -> Mean:
-        """What `predict` gave, and the truth (M, C, k, k) -> the loss."""
+        """A prediction of `predict`, and the truth (M, C, k, k) -> the loss."""
 
     def scores(self, predicted: Tensor, truth: Tensor) -> dict[str, Mean]:
-        """As `error`: what else is worth logging, by its name."""
+        """As `error` -> further figures to log, by name."""
         return {}
 
-    # -- what targets of single frames share, and those of pairs of frames replace
+    # -- defaults for targets of single frames, overridden by targets of pairs of frames
 
     def tokens(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
         """visual: (B, T(1+hw), D); grid: (T, h, w) -> (B, S, h, w, D), what the head reads of each patch."""
@@ -117,7 +116,7 @@ class Target(ABC):
         """bool (B, S): the pictures of the truth that are fit to learn from; None: all."""
         return None
 
-    # -- what follows for all
+    # -- shared by all targets
 
     def loss(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> Mean:
         """Error at the masked patches.

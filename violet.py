@@ -1,4 +1,4 @@
-"""A checkpoint in use: videos, texts and questions from Python.
+"""Use a checkpoint from Python: match videos with texts, and answer questions.
 
     from violet import load
 
@@ -56,7 +56,7 @@ class _Network(MaskModel):
 
 
 class Pretrained:
-    """What `load` returns: the network of a checkpoint, in evaluation mode, with what it needs to read.
+    """The network of a checkpoint in evaluation mode, with its tokenizer and transform; see `load`.
 
     V video tokens, X text tokens, D the width. A text is cut to the config's `size_txt`, of a video
     `size_frame` frames are looked at, evenly from the first to the last.
@@ -287,10 +287,12 @@ def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any]
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
     """The command line, and the config's keys that it changes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("checkpoint", help="a checkpoint, the folder of a run, or an exported one")
+    parser.add_argument("checkpoint", help="checkpoint, run folder or exported folder")
     parser.add_argument("video", help="a video or a picture")
-    parser.add_argument("text", nargs="+", help='what is matched with it; what ends with "?" is asked')
-    parser.add_argument("--config", default="", help="its config; default: the one beside the checkpoint")
+    parser.add_argument(
+        "text", nargs="+", help='texts to match with the video; a text that ends with "?" is a question'
+    )
+    parser.add_argument("--config", default="", help="config (default: the one in the checkpoint's folder)")
     for key in KEYS:
         parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments))))

@@ -1,13 +1,14 @@
-"""Public annotation files of a dataset -> `txt_TASK.json`, or captions for pre-training.
+"""Convert the public annotation files of a dataset to `txt_TASK.json`, or to captions for pre-training.
 
     python _tools/annotations.py msrvtt-qa ~/MSRVTT-QA --data _data
     python _tools/annotations.py webvid-train ~/webvid --data _data --frames _data/img_webvid.tsv
 
-The latter writes `_data/train_webvid2.5m_10.yaml`, as `_args/args_pretrain.json` names it.
+The second command writes `_data/train_webvid2.5m_10.yaml`, the name in `_args/args_pretrain.json`.
 
-_data/README.md says which files are needed and where they are. Prints the counts of each split beside the
-published ones, and the videos that `_data/img_DATASET.tsv` lacks. A pre-training corpus (NAME.caption.tsv,
-NAME.linelist.tsv, NAME.yaml) is written for the rows of frames files that make_tsv.py --frames_only has made.
+_data/README.md lists the files that are needed, with their addresses. The program prints the counts of each
+split next to the published ones, and the videos that are missing in `_data/img_DATASET.tsv`. A pre-training
+corpus (NAME.caption.tsv, NAME.linelist.tsv, NAME.yaml) is written for frames files that make_tsv.py
+--frames_only has made.
 """
 
 import argparse
@@ -36,24 +37,24 @@ LISTED = 10  # missing videos that are printed
 
 @dataclass(frozen=True)
 class Task:
-    """A task's converter, the dataset whose frames it is about, and how much was published of each split."""
+    """A task's converter, its dataset, and the published number of samples per split."""
 
     convert: Callable[[Public, float], Mapping[str, Any]]
     dataset: str
     published: Mapping[str, int]
     name: str = ""
-    """of the task in configs, where it is another"""
+    """name of the task in configs, if it differs"""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A caption corpus, and how many pairs were published."""
+    """A caption corpus, and the published number of pairs."""
 
     convert: Callable[[Public, str], Mapping[str, str]]
     split: str
     published: int
     file: str
-    """what the names of its files begin with; `_args/args_pretrain.json` names the YAML so"""
+    """beginning of its files' names, as in `_args/args_pretrain.json`"""
     image: bool = field(default=False)
 
 
@@ -85,7 +86,7 @@ CORPORA = {
 
 
 def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
-    """Convert, write `txt_TASK.json`, and say how it compares."""
+    """Convert, write `txt_TASK.json`, and print its counts next to the published ones."""
     task = TASKS[name]
     content = dict(task.convert(public, val_share))
     check_roles(public)
@@ -107,13 +108,13 @@ def write_task(name: str, public: Public, data: Path, val_share: float) -> None:
         both = sum(len(splits.get(split, [])) for split in ("train", "val"))
         print(f"train and val: {both}, published {task.published['train+val']}; val is drawn from train")
     if known is None:
-        print(f"{frames} is not there yet: make_tsv.py --frames_only --name {task.dataset} makes it")
+        print(f"{frames} does not exist yet: make_tsv.py --frames_only --name {task.dataset} writes it")
 
 
 def checked(split: str, items: list[Item]) -> list[Item]:
-    """The items by the ids of their videos, without those whose caption is empty, which are named.
+    """The items with the ids of their videos; items with an empty caption are left out and named.
 
-    Raises `UserError` for texts that are none.
+    Raises `UserError` if a text is not a string.
     """
     for number, item in enumerate(items):
         if fault := fault_of_texts(item):
@@ -121,19 +122,19 @@ def checked(split: str, items: list[Item]) -> list[Item]:
         item["video"] = file_id(str(item["video"]))
     empty = [item["video"] for item in items if not item.get("caption", True)]
     if empty:
-        print(f"{split}: {len(empty)} captions without a word are left out, of {first_of(empty)}")
+        print(f"{split}: {len(empty)} empty captions are left out, of {first_of(empty)}")
     return [item for item in items if item.get("caption", True)]
 
 
 def check_roles(public: Public) -> None:
-    """Say which files were read; raise `UserError` if one was named for what nothing is read for."""
+    """Print which files were read; raise `UserError` if a file was given for an unknown role."""
     for role in public.named:
         lookup(public.roles, role, "--file")
     print("".join(f"{role}: {path}\n" for role, path in public.used.items()), end="")
 
 
 def first_of(names: Sequence[str]) -> str:
-    """Some names, and whether there are more."""
+    """The first names, and "..." if there are more."""
     return f"{', '.join(names[:LISTED])}{' ...' if len(names) > LISTED else ''}"
 
 
@@ -141,7 +142,7 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def write_corpus(name: str, public: Public, data: Path, frames: Sequence[Path]) -> None:
-    """Captions row for row of the frames files; rows without one have an empty list, and no pair."""
+    """Write captions for each row of the frames files; rows without one get an empty list and no pair."""
     corpus = CORPORA[name]
     converted = corpus.convert(public, corpus.split).items()
     texts = {file_id(id_): " ".join(text.split()) for id_, text in converted}
@@ -207,16 +208,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("dataset", help=", ".join([*TASKS, *CORPORA]))
-    add("folder", type=Path, help="where its public files are")
-    add("--file", action="append", default=[], metavar="ROLE=PATH", help="one that has another name")
+    add("folder", type=Path, help="folder of its public files")
+    add(
+        "--file", action="append", default=[], metavar="ROLE=PATH", help="a file with another name than usual"
+    )
     add("--data", type=Path, default=Path("_data"), help="folder to write to (default: _data)")
     add(
         "--frames",
         type=Path,
         nargs="+",
-        help="of a caption corpus: the frames files (default: img_NAME.tsv, or its parts)",
+        help="frames files of a caption corpus (default: img_NAME.tsv, or its parts)",
     )
-    add("--val_share", type=float, default=0.1, help="of the training videos, where no val is published")
+    add(
+        "--val_share",
+        type=float,
+        default=0.1,
+        help="share of the training videos that becomes val if none is published (default: 0.1)",
+    )
     args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments)))
     lookup([*TASKS, *CORPORA], args.dataset, "dataset")
     if not args.folder.is_dir():
@@ -232,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_corpus(args.dataset, public, args.data, frames)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"the files of {args.dataset} in {args.folder} are not of the published form ({error!r}); "
-            "_data/README.md shows it."
+            f"the files of {args.dataset} in {args.folder} do not have the published form ({error!r}), which "
+            "_data/README.md shows."
         ) from error
 
 

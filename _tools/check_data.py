@@ -1,14 +1,14 @@
-"""Before a run: is all of its data there, whole, and what the config says?
+"""Check before a run that its data is complete, readable and consistent with the config.
 
     python _tools/check_data.py _args/args_msrvtt-qa.json
 
-In under a minute on a corpus of any size, of which so many rows are decoded (`--KEY VALUE` overrides a key of
-the config, or of all where there are several):
+In under a minute on a corpus of any size, by decoding a sample of its rows (`--KEY VALUE` overrides a key of
+every given config):
 
     python _tools/check_data.py _args/args_pretrain.json --sample 200 --txt_backbone bert-base-uncased
 
-Prints a table of what was looked at and what is wrong with how many, the first of each named, and draws some
-clips with their text, `path_output/check_TASK.png`. Exits with 1 where a run would stop or lose samples.
+The program prints a table of the checks with the number of faults, names the first fault of each, and draws
+some clips with their text, `path_output/check_TASK.png`. Exit code 1: a run would stop or lose samples.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def contact_sheet(clips: Sequence[tuple[str, Sequence[Tensor]]]) -> Image.Image:
 
 
 def draw_clip(text: str, frames: Sequence[Tensor], width: int) -> Image.Image:
-    """A clip's frames beside each other, its text below."""
+    """A clip's frames side by side, its text below."""
     pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
     for picture in pictures:
         picture.thumbnail((SIDE, SIDE))
@@ -88,7 +88,7 @@ def read_config(path: str, overrides: Sequence[str]) -> Config:
 
 
 def look(path: str, overrides: Sequence[str], rows: int, sheet: Path | None) -> int:
-    """Look at one config's data, print, draw; returns the number of errors."""
+    """Check one config's data, print the table, draw clips; returns the number of errors."""
     config = read_config(path, overrides)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     report, sample = Report(), Sample(rows, config.seed)
@@ -110,17 +110,21 @@ def look(path: str, overrides: Sequence[str], rows: int, sheet: Path | None) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Look at the data of every config; exits with 1 if something is wrong."""
+    """Check the data of every config; exits with 1 if there are errors."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("config", nargs="+", help="JSON files of runs, of any type")
-    parser.add_argument("--sample", type=int, default=0, help="decode so many rows of each corpus (0: all)")
     parser.add_argument(
-        "--sheet", type=Path, help="the picture of the one config (default: path_output/check_TASK.png)"
+        "--sample", type=int, default=0, help="number of rows of each corpus to decode (default: 0, all)"
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        help="picture to write, for a single config (default: path_output/check_TASK.png)",
     )
     options, overrides = parser.parse_known_args(arguments)
     if options.sheet and len(options.config) > 1:
-        parser.error("--sheet is the picture of one config")
+        parser.error("--sheet needs a single config")
     errors = 0
     for path in options.config:
         if len(options.config) > 1:

@@ -1,4 +1,4 @@
-"""Videos or pictures -> the TSV files that the scripts read, and a YAML that pre-training reads.
+"""Convert videos or pictures to the TSV files that the scripts read, and a YAML for pre-training.
 
     python _tools/make_tsv.py _data/webvid --captions _data/webvid.csv --output _data --name webvid
     python _tools/make_tsv.py MSRVTT/videos --frames_only --output _data --name msrvtt
@@ -12,8 +12,8 @@ NAME.manifest.jsonl (the settings, then a line per item: source, frames, seconds
 NAME.failures.tsv (id, path, reason of what was left out). With --frames_only (text comes later, from
 annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.img.0.tsv,
 NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
-_data/README.md defines the formats. They grow in the folder NAME.part: after a kill, the same command goes
-on where it was, to the same bytes.
+_data/README.md defines the formats. Unfinished files are kept in the folder NAME.part: after a kill, the same
+command continues where it stopped and gives the same bytes.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Layout:
         return f"img{self._number(shard)}.tsv"
 
     def captions(self, shard: int) -> str:
-        """Name of the captions beside it."""
+        """Name of its captions file."""
         return f"caption{self._number(shard)}.tsv"
 
     def _number(self, shard: int) -> str:
@@ -82,7 +82,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Done:
-    """What the journal, later the manifest, says of an item."""
+    """The record of an item in the journal, later in the manifest."""
 
     id: str
     source: str
@@ -99,7 +99,7 @@ class Done:
 
 
 def make_rows(items: list[Item], sampling: Sampling, workers: int) -> Iterator[Row]:
-    """`make_row` of each item, in the order of the items, by so many processes (0: by this one)."""
+    """`make_row` of each item, in order, by `workers` processes (0: in this process)."""
     if not workers:
         yield from (make_row(item, sampling) for item in items)
         return
@@ -181,7 +181,7 @@ def is_finished(part: Path, settings: Settings, layout: Layout) -> bool:
     before = first_line(manifest)
     others = [layout.place(part, name) for name in ("yaml", layout.captions(0), "linelist.tsv")]
     if taken := [path for path in others if path.exists() and not manifest.exists()]:
-        raise UserError(f"{taken[0]}: another program's; give another --name or --overwrite")
+        raise UserError(f"{taken[0]} was written by another program; give another --name or --overwrite")
     if rows.exists() and before != settings:
         raise UserError(f"{rows}: made with {before}, not {settings}; give another --name or --overwrite")
     return rows.exists()
@@ -213,7 +213,7 @@ def write_rows(
 
 
 def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
-    """What runs with the same settings have done, as far as all files have it; they are cut to that."""
+    """Records of earlier runs with the same settings; files are truncated to the rows that all have."""
     journal = part / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     lines = [line for line in lines if line.endswith(b"\n")]
@@ -251,7 +251,7 @@ def discard(part: Path) -> None:
     for path in list(part.iterdir()):
         known = path.name in names or ours.fullmatch(path.name) or TEMPORARY in path.name
         if not known or not path.is_file():
-            raise UserError(f"{path} is not of this program: move it, or give another --name.")
+            raise UserError(f"{path} was not written by this program: move it, or give another --name.")
     for path in list(part.iterdir()):
         path.unlink()
 
@@ -265,7 +265,7 @@ def finish(part: Path, items: list[Item], done: list[Done], layout: Layout) -> N
         (part / "failures.tsv").write_text("".join(texts["failures.tsv"]), "utf-8", "backslashreplace")
         (part / "failures.tsv").replace(listed)
         discard(part)
-        raise UserError(f"nothing written: not one row could be made; see {listed}")
+        raise UserError(f"nothing written: no row could be made; see {listed}")
     if not layout.frames_only:
         texts |= caption_texts(part, made, layout)
     for ending, lines in texts.items():
@@ -316,7 +316,7 @@ def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
 
 
 def move(part: Path, layout: Layout) -> None:
-    """Move the files of a complete folder to their places; after a kill this goes on where it was."""
+    """Move the files of a complete folder to their places; after a kill the move continues."""
     with contextlib.suppress(FileNotFoundError):  # moved before a kill
         (part / "journal.jsonl").replace(part / "manifest.jsonl")
     for path in sorted(part.iterdir()):
@@ -373,7 +373,7 @@ def growing(part: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(
-                    f"{part}: another process is making files of this name; wait for its end."
+                    f"{part}: another process is writing files of this name; wait until it ends."
                 ) from error
         try:
             yield
@@ -392,7 +392,7 @@ def make(args: argparse.Namespace, items: list[Item], sampling: Sampling, layout
         print(f"{args.name}: finished")
         return
     if not args.overwrite and is_finished(part, settings, layout):
-        print(f"{args.name}: finished before with these settings (--overwrite: once more)")
+        print(f"{args.name}: complete, with these settings (--overwrite writes it again)")
         return
     done = write_rows(part, items, sampling, layout, args.workers, settings)
     finish(part, items, done, layout)
@@ -406,25 +406,47 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("source", type=Path, help="a folder; a CSV of `video` or `image`, `caption`, and, where the rows are "
         "clips of videos, `id`, `start` and `end`; or a frames TSV")  # fmt: skip
     add("--captions", type=Path, help="for a folder or TSV: a JSON {id: [captions]}, or a CSV as above")
-    add("--frames_only", action="store_true", help="img_NAME.tsv alone, for which no captions are needed")
-    add("--output", type=Path, required=True, help="folder to write to, made when missing")
-    add("--name", required=True, help="what the names of the written files begin with")
-    add("--frames", type=int, help="per video at most, evenly, first and last included (default: 32)")
+    add("--frames_only", action="store_true", help="write only img_NAME.tsv, which needs no captions")
+    add("--output", type=Path, required=True, help="folder to write to; it is created if missing")
+    add("--name", required=True, help="beginning of the names of the written files")
+    add(
+        "--frames",
+        type=int,
+        help="frames per video at most, evenly spaced, first and last included (default: 32)",
+    )
     add("--fps", type=float, help="frames per second of video (then, by default, --frames is unbounded)")
-    add("--start", type=float, default=0.0, help="seconds of each video before its clip begins (default: 0)")
-    add("--end", type=float, help="where it ends, in seconds, say 30 (default: with the video)")
-    add("--size", type=int, default=320, help="longest side, pixels (default: 320); only shrinks")
-    add("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default: 90)")
+    add("--start", type=float, default=0.0, help="start of each clip in seconds (default: 0)")
+    add("--end", type=float, help="end of each clip in seconds (default: end of the video)")
+    add(
+        "--size",
+        type=int,
+        default=320,
+        help="longest side of stored frames in pixels; smaller frames are kept (default: 320)",
+    )
+    add("--quality", type=int, default=90, help="quality of the JPEGs, 1 to 100 (default: 90)")
     add(
         "--frame_folders", action="store_true", help="each folder in the source is a video, a picture a frame"
     )
     add(
         "--rate", type=float, default=0.0, help="frames per second of such folders, for --fps, --start, --end"
     )
-    add("--keep_damaged", action="store_true", help="rows with frames that the decoder says are damaged")
-    add("--link", action="store_true", help="rows name the files, which are decoded when they are read")
-    add("--shard_gb", type=float, default=0.0, help="frames files of so many GB at most (default: one file)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core; 0: no other)")
+    add(
+        "--keep_damaged",
+        action="store_true",
+        help="keep rows with frames that the decoder reports as damaged",
+    )
+    add(
+        "--link",
+        action="store_true",
+        help="write rows that name the files, which are decoded when they are read",
+    )
+    add("--shard_gb", type=float, default=0.0, help="size limit of a frames file in GB (default: one file)")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="decoding processes (default: one per core; 0: the main process decodes)",
+    )
     add("--overwrite", action="store_true", help="replace finished files of this name")
     args = parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
     for name in ("frames", "fps", "size", "quality"):
@@ -433,7 +455,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.start < 0 or (args.end is not None and args.end <= args.start):
         parser.error("--start and --end must be 0 <= start < end")
     if args.link and args.keep_damaged:
-        parser.error("--keep_damaged stores frames; a row that names its file is refused when they are read")
+        parser.error("--keep_damaged applies to stored frames; linked rows are checked when they are read")
     return args
 
 

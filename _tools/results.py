@@ -1,12 +1,11 @@
-"""The README's table of results, its last column filled from evaluations alone.
+"""Fill the last column of the README's table of results from evaluations of released checkpoints.
 
     python main_qaoe_tsv_mlm_head.py --config _args/_best/args_msrvtt-qa.json --size_epoch 0
     python eval_retrieval_tsv.py --config _args/_best/args_msrvtt-retrieval.json
     python _tools/results.py --write README.md
 
-Run folders (default: those in `_snapshot/`) whose config is that of `_args/_best/` with `size_epoch` 0, or
-that ranked its test split, fill the row of their task; the newest counts. A row without one keeps what it
-has.
+The newest run folder (default: in `_snapshot/`) that evaluated the config of `_args/_best/` with `size_epoch`
+0, or ranked its test split, fills the row of its task. Other rows keep their content.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from media.files import atomic_path
 BEST = Path(__file__).resolve().parents[1] / "_args" / "_best"
 HEAD = "| task | figure | paper | released checkpoint | here |\n| --- | --- | --- | --- | --- |"
 RECALL = ("t2v_r1", "t2v_r5", "t2v_r10")
-# config of `_args/_best/`: what the paper says, and what its released checkpoint reaches
+# config of `_args/_best/` -> figures of the paper and of the released checkpoint
 PUBLISHED = {
     "tgif-action": ("94.8", "94.9"),
     "tgif-transition": ("99.0", "99.0"),
@@ -48,7 +47,7 @@ def table(here: dict[str, str]) -> str:
 
 
 def found_in(folders: Iterable[Path]) -> dict[str, str]:
-    """What evaluations reached, by task; of the later folder where there are several."""
+    """Scores of evaluations by task; the latest folder counts."""
     here = {}
     for folder in sorted(folders, key=lambda path: path.name.rsplit("_", 1)[-1]):
         try:
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="run folders (default: all in _snapshot)")
-    parser.add_argument("--write", type=Path, help="page whose table is to be filled")
+    parser.add_argument("--write", type=Path, help="page whose table is filled (default: print the table)")
     options = parser.parse_args(arguments)
     here = found_in(options.folders or Path("_snapshot").glob("_*"))
     if not options.write:

@@ -1,10 +1,10 @@
-"""Words -> the best videos of a folder or of a frames TSV, by a checkpoint of retrieval.
+"""Find the best videos of a folder or frames TSV for a text, with a checkpoint of retrieval.
 
     python _tools/search.py VIDEOS "a man talks to the camera" --checkpoint _snapshot/_TASK_TIME/FILE.pt
     python _tools/search.py _data/img_msrvtt.tsv "a dog runs" "a red car" --checkpoint ... --html found.html
 
-The config is the `args.json` beside the checkpoint (`--config` names another, `--KEY VALUE` overrides one of
-its keys). Videos are encoded once: their features are kept in `_snapshot/search/` (`--cache` names another
+The config is the `args.json` in the checkpoint's folder (`--config` names another, `--KEY VALUE` overrides a
+key). Videos are encoded once: their features are kept in `_snapshot/search/` (`--cache` names another
 folder), and only new or changed videos are encoded again. `--html` writes a page whose videos play. In under
 a minute on a laptop, after `make demo`:
 
@@ -45,7 +45,7 @@ from tasks.retrieval.pages import TEMPLATES, render, strip, write_page
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from weights.tensor_files import checkpoint_in
 
-DECIDES = ("size_img", "size_frame", "img_transform")  # of features
+DECIDES = ("size_img", "size_frame", "img_transform")  # the features
 THUMBNAIL = Sampling(frames=1, size=400, keep_damaged=True)
 CACHE = Path("_snapshot/search")
 Features = dict[str, Tensor]  # video tokens (V, D) by name
@@ -80,7 +80,7 @@ def open_source(path: Path, config: Config, cache: Path) -> Source:
         found = [file for file, kind in find_files(path) if kind == "video"]
         files = {str(file.relative_to(path)): file for file in found}
         for name in [name for name in files if not name.isprintable()]:  # features are kept by name, in UTF-8
-            print(f"left out: {shown(name)}: its name is no printable UTF-8; rename it", file=sys.stderr)
+            print(f"left out: {shown(name)}: its name is not printable UTF-8; rename it", file=sys.stderr)
             del files[name]
         if not files:
             raise UserError(f"{path}: no video file in it.")
@@ -107,7 +107,7 @@ def open_source(path: Path, config: Config, cache: Path) -> Source:
 
 
 def maker(config: Config, checkpoint: Path) -> str:
-    """What features follow from besides the videos: the checkpoint and the settings, in 16 digits."""
+    """A digest, 16 digits, of the checkpoint and the settings that determine features."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps([getattr(config, key) for key in DECIDES]).encode())
@@ -140,7 +140,7 @@ def save_features(source: Source, made_by: str, features: Features) -> None:
 
 @torch.inference_mode()
 def encode(model: RetrievalModel, config: Config, source: Source, device: torch.device) -> Features:
-    """The features of every video that can be read; those that are not known yet are made and kept."""
+    """The features of every readable video; new ones are computed and cached."""
     made_by = maker(config, Path(config.path_ckpt))
     features = load_features(source, made_by)
     new = [name for name in source.stamps if name not in features]
@@ -155,7 +155,7 @@ def encode(model: RetrievalModel, config: Config, source: Source, device: torch.
             continue
         features[name] = model.enc_img(normalise(clip.to(device))[None])[0].float().cpu()
     if not features:
-        raise UserError(f"{source.path}: not one video in it can be read.")
+        raise UserError(f"{source.path}: no video in it can be read.")
     if new:
         save_features(source, made_by, features)
     return {name: features[name] for name in source.stamps if name in features}
@@ -185,7 +185,7 @@ def search(
 
 
 def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[str, float]]]) -> None:
-    """A page of thumbnails; those of files play."""
+    """A page of thumbnails; videos of a folder play."""
 
     def shown_as(name: str, score: float) -> dict[str, str | float]:
         picture = strip(source.thumbnail(name), count=1, height=THUMBNAIL.size * 9 // 16)
@@ -202,17 +202,17 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this program, and the config's keys that are overridden."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("videos", type=Path, help="a folder of video files, or a frames TSV")
-    parser.add_argument("text", nargs="+", help="what is looked for; each text is a search of its own")
-    parser.add_argument("--checkpoint", required=True, help="state dict, or folder, of a retrieval run")
-    parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
-    parser.add_argument("--top", type=int, default=5, help="videos that are named (default: 5)")
+    parser.add_argument("text", nargs="+", help="one or more texts; each is a search of its own")
+    parser.add_argument("--checkpoint", required=True, help="checkpoint, or run folder, of retrieval")
+    parser.add_argument("--config", default="", help="config (default: args.json in the checkpoint's folder)")
+    parser.add_argument("--top", type=int, default=5, help="number of videos to print (default: 5)")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of features (default: {CACHE})")
     parser.add_argument("--html", type=Path, help="page to write")
     return parser.parse_known_args(as_arguments(sys.argv[1:] if arguments is None else arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Encode what is new, search, tell."""
+    """Encode new videos, search, print."""
     options, keys = parse(arguments)
     with writing(str(options.html or options.videos)):
         run(options, keys)

@@ -1,12 +1,12 @@
-"""Draw what masked visual modelling sees and makes: frames, masked frames, reconstruction and target.
+"""Draw the frames, masked frames, reconstructions and targets of masked visual modelling.
 
     python _tools/show_mvm.py --checkpoint _snapshot/_pretrain_TIME/ckpt_violet_pretrain_10.pt
     python _tools/show_mvm.py --checkpoint ... --video clip.mp4 --caption "a dog runs" --flow_teacher dis
 
-The config is the `args.json` beside the checkpoint (`--config` names another, `--KEY VALUE` overrides one
-of its keys). The rows are the first of its `val_yaml`; `--yaml` names another corpus, `--video` a file. A
-picture per target, `mvm_TARGET.png`, is put beside the checkpoint or into `--output`. In under a minute on
-a laptop, after `make demo`:
+The config is the `args.json` in the checkpoint's folder (`--config` names another, `--KEY VALUE` overrides
+one of its keys). The clips are the first of its `val_yaml`; `--yaml` names another corpus, `--video` a file.
+One picture per target, `mvm_TARGET.png`, is written to the checkpoint's folder or to `--output`. In under a
+minute on a laptop, after `make demo`:
 
     python _tools/show_mvm.py --checkpoint _snapshot/demo/pretraining/_pretrain_TIME --rows 1
 """
@@ -41,12 +41,12 @@ from teachers.base import to_pixels
 from weights.checkpoint import load_checkpoint
 from weights.tensor_files import checkpoint_in
 
-Pair = tuple[Tensor, Tensor]  # what the model makes of the hidden patches within the truth, and the truth
+Pair = tuple[Tensor, Tensor]  # the reconstruction at hidden patches (elsewhere the truth), and the truth
 Colours = tuple[np.ndarray, np.ndarray]  # the same as pictures (B, S, H, W, 3) in [0, 1]
 
 
 # ------------------------------------------------------------------------------------------------ colours
-# A colour means the same in both pictures: whatever is fitted is fitted to the truth and used for both.
+# A colour means the same in both pictures: colour scales are fitted to the truth and used for both.
 
 
 def natural(made: Tensor, truth: Tensor) -> Colours:
@@ -120,6 +120,13 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
 }
 
 
+def colours_of(name: str, truth: Tensor) -> Callable[[Tensor, Tensor], Colours]:
+    """The colours of a target: those of `COLOURS`, or else those that its truth's channels suggest."""
+    by_channels = {1: grey, 2: wheel, 3: natural}
+    kind = by_channels.get(truth.shape[2], components) if truth.is_floating_point() else words
+    return COLOURS.get(name, kind)
+
+
 def channels_last(pictures: Tensor) -> np.ndarray:
     """(B, S, 3, H, W) -> (B, S, H, W, 3)."""
     return pictures.movedim(2, -1).numpy()
@@ -130,7 +137,7 @@ def channels_last(pictures: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, Pair]:
-    """For each target: what the model makes of the hidden patches, within the true rest, and the truth."""
+    """For each target: the reconstruction at hidden patches (elsewhere the truth), and the truth."""
     video, text = model.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
     visual = model.fuse(video, text, batch["mask"])[:, : video.shape[1]]
     grid = batch["mvm_mask"].shape[1:]
@@ -220,15 +227,15 @@ def make_batch(config: Config, tokens: Tokens, samples: list[dict[str, Any]], se
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this program, and the config's keys that are overridden."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="state dict, or folder, of a pre-training run")
-    parser.add_argument("--config", default="", help="its config; default: args.json beside the checkpoint")
-    parser.add_argument("--yaml", default="", help="corpus; default: the first of the config's val_yaml")
-    parser.add_argument("--rows", type=int, default=3, help="clips to draw")
+    parser.add_argument("--checkpoint", required=True, help="checkpoint, or run folder, of pre-training")
+    parser.add_argument("--config", default="", help="config (default: args.json in the checkpoint's folder)")
+    parser.add_argument("--yaml", default="", help="corpus (default: the first of the config's val_yaml)")
+    parser.add_argument("--rows", type=int, default=3, help="number of clips to draw (default: 3)")
     parser.add_argument("--columns", type=int, default=0, help="clips side by side; 0: all")
-    parser.add_argument("--video", default="", help="a video file instead")
-    parser.add_argument("--caption", default="", help="what is to be seen in it")
-    parser.add_argument("--draw_seed", type=int, default=0, help="of the masks")
-    parser.add_argument("--output", default="", help="folder; default: that of the checkpoint")
+    parser.add_argument("--video", default="", help="draw this video file instead of a corpus")
+    parser.add_argument("--caption", default="", help="caption of that video")
+    parser.add_argument("--draw_seed", type=int, default=0, help="seed of the masks (default: 0)")
+    parser.add_argument("--output", default="", help="folder to write to (default: the checkpoint's folder)")
     return parser.parse_known_args(arguments)
 
 
@@ -257,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
     for name, pair in pairs.items():
-        made, truth = COLOURS[name](*pair)
+        made, truth = colours_of(name, pair[1])(*pair)
         path = Path(options.output or folder) / f"mvm_{name}.png"
         draw(
             [*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)],

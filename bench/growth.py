@@ -134,7 +134,7 @@ def curves() -> dict[tuple[str, str], tuple[Sequence[int], list[float]]]:
 def main() -> None:
     """The plot and the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", action="store_true", help="(what the measurement of processes starts)")
+    parser.add_argument("--worker", action="store_true", help="(internal)")
     if parser.parse_args().worker:
         worker()
         return

@@ -40,10 +40,10 @@ def main() -> None:
     """Print a line per way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="CSV of `video` and `caption`")
-    parser.add_argument("--frames", type=int, default=4, help="of a clip")
-    parser.add_argument("--stored", type=int, default=32, help="frames that a row offers")
+    parser.add_argument("--frames", type=int, default=4, help="frames per clip")
+    parser.add_argument("--stored", type=int, default=32, help="stored frames per row")
     parser.add_argument("--pixels", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that each way is measured for, at least")
+    parser.add_argument("--seconds", type=float, default=10.0, help="least time of each measurement")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a loader process has one
     transform = Transform(["img_rand_crop"], options.pixels)

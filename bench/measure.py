@@ -1,4 +1,4 @@
-"""What the programs here share: clocks, this machine's ceilings, counted work, a process per measurement."""
+"""Shared by the benchmarks: clocks, the machine's ceilings, counted work, a process per measurement."""
 
 import json
 import statistics

@@ -95,7 +95,7 @@ def step_demo(amp: str, device: torch.device) -> Row:
 
 
 def target(name: str) -> Case:
-    """What a target adds to a step: its teacher with random weights, its head and loss, both passes."""
+    """The cost that a target adds to a step: teacher with random weights, head and loss, both passes."""
 
     def case(amp: str, device: torch.device) -> Row:
         teachers = make_teachers(Config(mvm_target=[name], teacher_init="random"))
@@ -139,7 +139,7 @@ def features(amp: str, device: torch.device) -> Row:
 
 
 def backbone(amp: str, device: torch.device) -> Row:
-    """Video Swin-B forward and backward, 2 clips, beside torchvision's `swin3d_b` at the same stride"""
+    """Video Swin-B forward and backward, 2 clips, and torchvision's `swin3d_b` at the same stride"""
     from torchvision.models.video import swin3d_b
 
     clip = torch.randn(2, 3, 4, 224, 224, device=device)
@@ -161,7 +161,7 @@ def backbone(amp: str, device: torch.device) -> Row:
 
 
 def hog(amp: str, device: torch.device) -> Row:
-    """HOG pictures, 64 frames of 224 px, beside scikit-image's, which has one thread"""
+    """HOG pictures, 64 frames of 224 px, compared with scikit-image's on one thread"""
     from skimage.feature import hog as library
 
     frames = F.interpolate(torch.randn(64, 3, 56, 56), 224, mode="bicubic").to(device)
@@ -186,7 +186,7 @@ def jpeg_row(random: np.random.Generator, frames: int, width: int, height: int) 
 
 
 def loader(amp: str, device: torch.device) -> Row:
-    """Rows of 5 JPEGs of 640x360, to 224 px, one worker, beside PIL and torchvision's transforms"""
+    """Rows of 5 JPEGs of 640x360, to 224 px, one worker, compared with PIL and torchvision's transforms"""
     return read_rows(640, 360)
 
 
@@ -272,7 +272,7 @@ def demo_run(folder: Path, amp: str) -> Path:
 
 @torch.inference_mode()
 def retrieval(amp: str, device: torch.device) -> Row:
-    """Retrieval scoring: a video of 5 frames with 8 texts of 25 tokens, beside plain BERT in float32"""
+    """Retrieval scoring: a video of 5 frames with 8 texts of 25 tokens, and plain BERT in float32"""
     bert, dtype = BertConfig(), AMP.get(amp, torch.float32)
     model = RetrievalModel(bert, bert, SIZES["demo"]).to(device).eval()
     video, text = torch.randn(1, 250, 768, device=device), torch.randn(8, 25, 768, device=device)
@@ -359,12 +359,12 @@ def head(device: torch.device) -> list[str]:
         f"Ceilings: matrix products {rates['float32']:.0f} GFLOP/s in float32, {rates['bf16']:.0f} in bf16; "
         f"memory {rates['memory']:.0f} GB/s.",
         "",
-        f"Seconds are those of the clock, the median of some; load when this began: {load}. The share is",
-        "that of the matrix ceiling, the best of some products in the same process, by the FLOPs that are",
-        "needed: none for what is computed again. Memory is the peak of the process, libraries included.",
-        "`beside`: so many times as fast as that.",
+        f"Seconds are clock time, the median of several runs; load at the start: {load}. The share is",
+        "relative to the matrix ceiling, the best of several products in the process, by the FLOPs that are",
+        "needed; recomputation does not count. Memory is the peak of the process, libraries included.",
+        "`compared with`: how many times faster than the reference.",
         "",
-        "| work | precision | time | samples/s | share of ceiling | beside | GiB |",
+        "| work | precision | time | samples/s | share of ceiling | compared with | GiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
 
@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--amp", choices=["off", "bf16"], default="off")
-    parser.add_argument("--ceilings", action="store_true", help="of this machine alone")
+    parser.add_argument("--ceilings", action="store_true", help="measure only the ceilings of this machine")
     options = parser.parse_args()
     if options.case or options.ceilings:
         print(json.dumps(one(options.case, options.amp) if options.case else ceilings()))

@@ -1,4 +1,4 @@
-"""Pairs per second of the retrieval evaluation beside a plain pass, and its memory.
+"""Pairs per second of the retrieval evaluation, compared with a plain pass, and its memory.
 
     python -m bench.retrieval
     python -m bench.retrieval --memory
@@ -112,9 +112,13 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--cpu_time", action="store_true", help="seconds of the processor, not of the clock")
-    parser.add_argument("--memory", action="store_true", help="of 100 x 100 and 1000 x 1000 pairs instead")
-    parser.add_argument("--size", type=int, default=0, help="of one matrix (what --memory calls)")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="measure processor time instead of clock time"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="measure the memory of 100 x 100 and 1000 x 1000 pairs instead"
+    )
+    parser.add_argument("--size", type=int, default=0, help="(internal)")
     options = parser.parse_args()
     if options.size:
         memory(options.size)

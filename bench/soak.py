@@ -1,4 +1,4 @@
-"""Kill a run again and again, in steps, saves and evaluations, and compare it with one that was left alone.
+"""Kill a run repeatedly, in steps, saves and evaluations, and compare it with an uninterrupted run.
 
     python -m bench.soak
     python -m bench.soak --processes 2 --kills 20
@@ -172,7 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=0, help="0: enough for the kills")
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="epochs of the run (default: enough for the kills)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--text", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3, help="the fastest is reported")
+    parser.add_argument("--steps", type=int, default=3, help="number of steps; the fastest is reported")
     parser.add_argument("--amp", choices=["off", *AMP], default="off")
     parser.add_argument("--use_checkpoint", action="store_true")
     parser.add_argument("--device", default="auto")

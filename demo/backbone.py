@@ -39,7 +39,7 @@ FRAMES = 4
 
 
 def swapped(*pairs: tuple[str, str]) -> list[int]:
-    """Index of each behaviour -> that of the one which it becomes."""
+    """Index of each behaviour -> index of the behaviour that it becomes."""
     becomes = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
     return [NAMES["behaviour"].index(becomes.get(name, name)) for name in NAMES["behaviour"]]
 
@@ -93,7 +93,7 @@ class Namer(nn.Module):
 
 
 def augment(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the clips (B, T, 3, S, S) mirrored, half played backwards, and their behaviours named anew."""
+    """Mirror half of the clips (B, T, 3, S, S), reverse half, and change their labels accordingly."""
     frames, labels = frames.clone(), labels.clone()
     for axis, swaps in ((4, MIRRORED), (1, REVERSED)):
         chosen = torch.from_numpy(random.random(len(frames)) < 0.5)
@@ -187,14 +187,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--output", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
     parser.add_argument(
-        "--steps", type=int, default=250, help="on clips, after 8 for every 5 of them on pictures"
+        "--steps",
+        type=int,
+        default=250,
+        help="training steps on clips, after 8 steps on pictures for every 5",
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--size_img", type=int, default=64, help="pixels a side")
     parser.add_argument("--seed", type=int, default=88)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--overwrite", action="store_true", help="train again where the result is there")
+    parser.add_argument("--overwrite", action="store_true", help="train again if the result exists")
     options = parser.parse_args(arguments)
     settings = {
         key: value for key, value in vars(options).items() if key not in ("output", "overwrite", "device")
@@ -204,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output.exists() and note.exists() and not options.overwrite:
         known = json.loads(note.read_text())
         if known["settings"] == settings:
-            print(f"{options.output}: there already; {known['result']}")
+            print(f"{options.output}: exists; {known['result']}")
             return
     seed_everything(options.seed)
     clips, held_out = (read_clips(options.data, name, options.size_img) for name in ("names", "names_val"))

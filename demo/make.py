@@ -174,13 +174,13 @@ def write_video(path: Path, scene: Scene) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file that is there as a whole or not at all."""
+    """Write a file completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
 
 
 def write_bert(folder: Path) -> None:
-    """What AutoTokenizer, AutoConfig and AutoModel.from_config need."""
+    """Write the files that AutoTokenizer, AutoConfig and AutoModel.from_config read."""
     words = vocabulary()
     config = {
         "architectures": ["BertForMaskedLM"],
@@ -226,11 +226,11 @@ def draw_set(folder: Path, split: str, options: argparse.Namespace) -> list[dict
 
 
 def make_set(split: str, options: argparse.Namespace) -> None:
-    """Draw one set beside the place where it belongs, and move it there when all its videos are done."""
+    """Draw one set in a temporary folder, and move it into place when all its videos are done."""
     output, folder = options.output, options.output / split
     settings = {"world": WORLD_VERSION, "seed": options.seed, "clips": getattr(options, split)}
     if finished_sets(output).get(split) == settings and len(list(folder.glob("*.mp4"))) == settings["clips"]:
-        print(f"{folder}: {settings['clips']} clips are there already")
+        print(f"{folder}: {settings['clips']} clips exist")
         return
     unfinished = output / f"{split}.partial"
     records = draw_set(unfinished, split, options)
@@ -267,10 +267,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("_data/demo"), help="folder (%(default)s)")
     for split, count in {"train": 3000, "val": 256, "test": 256, "names": 4000, "names-val": 300}.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split} (%(default)s)")
-    parser.add_argument("--seed", type=int, default=88, help="another number, another world (%(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes that draw (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=88, help="seed of the world (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="drawing processes (%(default)s)")
     options = parser.parse_args(arguments)
     if min(getattr(options, split) for split in SETS) < 0 or options.workers < 1:
         parser.error("a set has 0 clips or more, and there is at least one worker")

@@ -67,7 +67,7 @@ def count_questions(scene: Scene, chance: random.Random) -> Iterator[Question]:
 
 
 def direction_questions(scene: Scene, chance: random.Random) -> Iterator[Question]:
-    """Where a thing moves, of those that do."""
+    """Questions about the direction of a moving object."""
     for item in scene.objects:
         if item.behaviour in MOVES:
             yield {"question": f"what direction does {name(item, chance)} move?", "answer": item.behaviour}
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     files = [options.data / f"{split}.img.tsv" for split in CAPTIONED_SETS]
     if missing := [str(path) for path in files if not path.exists()]:
-        raise UserError(f"{', '.join(missing)} not there: run make_demo.py and make_tsv.py first.")
+        raise UserError(f"{', '.join(missing)} missing: run demo.make and make_tsv.py first.")
     write_frames(options.data)
     for task in TASKS:
         write_task(options.data, task, options.seed)

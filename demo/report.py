@@ -1,4 +1,4 @@
-"""What `make demo` came to, on one page that needs nothing but itself.
+"""Write the results of `make demo` to one self-contained page.
 
     python -m demo.report _snapshot/demo
 

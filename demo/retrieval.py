@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     files = {split: options.data / f"{split}.scenes.jsonl" for split in CAPTIONED_SETS}
     if missing := [str(path) for path in files.values() if not path.exists()]:
-        raise UserError(f"{', '.join(missing)} not there: run make_demo.py first.")
+        raise UserError(f"{', '.join(missing)} missing: run demo.make first.")
     splits = {split: pairs_of(path) for split, path in files.items()}
     for split in ("val", "test"):
         texts = [pair["caption"] for pair in splits[split]]

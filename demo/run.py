@@ -106,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("_snapshot/demo"), help="folder for what is trained"
     )
-    parser.add_argument("--seed", type=int, default=88, help="of the trainings; the world stays the same")
+    parser.add_argument("--seed", type=int, default=88, help="training seed; the world stays the same")
     return parser.parse_args(arguments)
 
 

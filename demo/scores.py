@@ -1,4 +1,4 @@
-"""What the demo's figures are worth: those of who does not look at the video, and tables of both.
+"""Baselines for the demo's figures, which do not look at the video, and tables of both.
 
     python -m demo.scores _snapshot/demo/pretraining/_pretrain_TIME
 
@@ -48,7 +48,7 @@ def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, fl
 
 
 def pretraining_chances(config: Config, folder: Path) -> dict[str, float]:
-    """Accuracies and losses of an evaluation of pre-training, for who does not look."""
+    """Baseline accuracies and losses of pre-training without looking at the video."""
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=False)
     rows = [json.loads(line) for line in (folder / "predictions_0.jsonl").read_text().splitlines()]
@@ -73,10 +73,10 @@ def pretraining_table(before: dict[str, float], after: dict[str, float], chance:
 
 
 def question_chances(path: Path) -> dict[str, float]:
-    """Accuracy on test of who knows the training answers of a `txt_TASK.json`, but sees no video.
+    """Baseline accuracies on test from the training answers of a `txt_TASK.json`, without videos.
 
-    `chance`: any answer there is; `frequent`: the most frequent one; `frequent_by_type`: that of questions
-    of the same type, for who reads the question.
+    `chance`: a random answer; `frequent`: the most frequent answer; `frequent_by_type`: the most frequent
+    answer to questions of the same type.
     """
     content = json.loads(path.read_text())
     train, test = content["train"], content["test"]
@@ -105,7 +105,7 @@ def share(values: Any) -> float:
 
 
 def task_table(rows: dict[str, dict[str, float]]) -> str:
-    """A line per task; the columns are those of the first row."""
+    """A line per task, with the columns of the first row."""
     columns = list(next(iter(rows.values())))
     lines = [f"{'':28}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
     for label, figures in rows.items():
@@ -117,9 +117,7 @@ def task_table(rows: dict[str, dict[str, float]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Write chance.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "run", type=Path, help="folder of a pre-training run that evaluated before it trained"
-    )
+    parser.add_argument("run", type=Path, help="folder of a pre-training run with --eval_start")
     folder = parser.parse_args(arguments).run
     chance = pretraining_chances(load_config("pretrain", ["--config", str(folder / "args.json")]), folder)
     with atomic_path(folder / "chance.json") as temporary:

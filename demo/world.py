@@ -79,7 +79,7 @@ class Object:
 
     @property
     def description(self) -> str:
-        """What it is and does, wherever it is."""
+        """Its size, colour, shape and behaviour, without its place."""
         return f"{self.size} {self.colour} {self.shape} {self.behaviour}"
 
     def pose(self, frame: int) -> Pose:
@@ -117,7 +117,7 @@ class Scene:
 
     @property
     def description(self) -> str:
-        """What its objects are and do, in an order that does not depend on theirs."""
+        """The descriptions of its objects, sorted."""
         return ", ".join(sorted(item.description for item in self.objects))
 
 

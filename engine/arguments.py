@@ -24,7 +24,7 @@ LEGACY = (
     "n_gpu", "nodes", "num_gpus",
     "rank", "size_sanity_check", "temporal_fusion", "txt_dir", "txt_lineidx", "world_size",
 )  # fmt: skip
-SYNONYMS = {  # what other codebases call it
+SYNONYMS = {  # names in other codebases
     "batch_size": "size_batch",
     "checkpoint": "path_ckpt",
     "ckpt": "path_ckpt",
@@ -58,7 +58,7 @@ TASKS = {
     "msvd-qa": "main_qaoe_tsv_mlm_head",
     "lsmdc-fib": "main_qaoe_tsv_lsmdc_fib",
 }
-# keys that the args.json beside a checkpoint decides, as published; the second group in evaluation alone
+# keys that the args.json of a checkpoint decides, as published; the second group in evaluation alone
 OF_CHECKPOINT: tuple[str, ...] = ("mask_pos", "text_rules", "vis_backbone", "vis_backbone_size")
 OF_CHECKPOINT += ("txt_backbone", "txt_backbone_embed_only", "fusion_encoder", "tokenizer")
 OF_EVALUATION = ("size_frame", "size_txt", "size_img", "img_transform")
@@ -88,11 +88,11 @@ def load_config(script: str, arguments: Sequence[str] | None = None) -> Config:
     if isinstance(stored.get("img_transform"), str) and config.task in ("tgif-action", "tgif-transition"):
         log.warning(
             "img_transform %s: the published %s ran with img_rand_crop and the centre crop, because its code "
-            "does not read a name that is no list; --img_transform img_rand_crop does the same.",
+            "only reads lists; --img_transform img_rand_crop does the same.",
             stored["img_transform"], config.task,
         )  # fmt: skip
     config = of_run(script, config, Path(file), options) if file else config
-    config = beside_checkpoint(script, config, options)
+    config = adopt_checkpoint_args(script, config, options)
     warn_of_unread(script, config, stored, options)
     return config
 
@@ -109,7 +109,7 @@ def split_arguments(given: Sequence[str]) -> tuple[str, Values]:
             name, equals, value = word[2:].partition("=")
             current = options[name] = [value] if equals else []
         elif not options:
-            raise UserError(f"{word!r} stands before the first option: options begin with --.")
+            raise UserError(f"{word!r} is not an option: options begin with --.")
         else:
             current.append(word)
     # torch.distributed.launch adds it; the environment variable LOCAL_RANK says the same
@@ -119,7 +119,7 @@ def split_arguments(given: Sequence[str]) -> tuple[str, Values]:
         raise UserError("--config takes one file.")
     ignored = [name for name in options if name in LEGACY]
     if ignored:
-        log.warning("ignored, without a meaning here: %s", ", ".join(ignored))
+        log.warning("ignored, without meaning in this code: %s", ", ".join(ignored))
     return files[0], {name: value_of(name, options[name]) for name in options if name not in ignored}
 
 
@@ -144,14 +144,14 @@ def check_key(name: str) -> None:
 
 
 def read_file(path: Path) -> Values:
-    """The keys of a config's JSON file, or of a published run's args.json without those of its own parser."""
+    """The keys of a config's JSON file, or of a published run's args.json without legacy keys."""
     todo = "name one of _args/, or the args.json of a run"
     content = read_json(path, todo, most=1 << 20)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object of config keys; {todo}.")
+        raise UserError(f"{path} is not a JSON object of config keys; {todo}.")
     unknown = [name for name in content if name not in KEYS]
     if any(name in LEGACY for name in unknown):
-        log.warning("%s: ignored, without a meaning here: %s", path, ", ".join(unknown))
+        log.warning("%s: ignored, without meaning in this code: %s", path, ", ".join(unknown))
         content = {name: value for name, value in content.items() if name in KEYS and value is not None}
         content.pop("multi_clip_testing", None)  # the published evaluation never reads it
     for name in content:
@@ -175,7 +175,7 @@ def parse(script: str, values: Mapping[str, Any]) -> Values:
 
 
 def make_parser(script: str) -> jsonargparse.ArgumentParser:
-    """The parser of all keys; its help shows those that a script reads, in groups."""
+    """The parser of all keys; its help shows the keys that a script reads, in groups."""
     texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(Config).params}
     name = f"{script}.py" if script in SCRIPTS else None
     parser = jsonargparse.ArgumentParser(
@@ -210,19 +210,19 @@ def check_script(script: str, config: Config) -> None:
 
 
 def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
-    """For an evaluation with a run's own args.json: its best checkpoint, not the one that it started from."""
+    """For an evaluation with a run's own args.json: use the best checkpoint of that run."""
     evaluates = script == "eval_retrieval_tsv" or not config.size_epoch
     folder = file.parent
     if not evaluates or "path_ckpt" in options or file.name != "args.json":
         return config
     if not any(folder.glob("ckpt_violet_*.pt")):
         return config
-    log.info("path_ckpt %s: the best checkpoint of the run whose args.json is the config", folder)
+    log.info("path_ckpt %s: using the best checkpoint of the run that wrote this config", folder)
     return dataclasses.replace(config, path_ckpt=str(folder))
 
 
-def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
-    """The config with the keys that the args.json beside `path_ckpt` decides; each of them is logged."""
+def adopt_checkpoint_args(script: str, config: Config, options: Values) -> Config:
+    """The config with the values that the args.json of `path_ckpt` decides; each change is logged."""
     path = Path(config.path_ckpt)
     file = (path if path.is_dir() else path.parent) / "args.json"
     if not config.path_ckpt or not file.is_file():
@@ -230,7 +230,10 @@ def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
     names = OF_CHECKPOINT
     if script == "eval_retrieval_tsv" or not config.size_epoch:
         names += OF_EVALUATION
-    content = {name: value for name, value in read_file(file).items() if name in names}
+    content = read_file(file)
+    if "accumulate" in content:  # a run of ours; before there was a choice, texts were cut by the fixed rules
+        content.setdefault("text_rules", "fixed")
+    content = {name: value for name, value in content.items() if name in names}
     stored = Config(**parse(script, {**content, "type": config.type}))
     taken = {}
     for name in content:
@@ -238,7 +241,7 @@ def beside_checkpoint(script: str, config: Config, options: Values) -> Config:
         trained_elsewhere = name in FOLDERS and ours and Path(ours).exists() and not Path(theirs).exists()
         if name not in options and ours != theirs and not trained_elsewhere:
             taken[name] = theirs
-            log.warning("%s is %s, as in %s; the config says %s", name, theirs, file, ours)
+            log.warning("%s: using %s from %s instead of %s of the config", name, theirs, file, ours)
     return dataclasses.replace(config, **taken)
 
 

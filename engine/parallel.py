@@ -1,4 +1,4 @@
-"""How processes share a training: gradients (DDP), optimiser (ZeRO-1), parameters (FSDP2); precision."""
+"""Parallel training (DDP, ZeRO-1, FSDP2) and precision."""
 
 import contextlib
 import inspect
@@ -25,7 +25,7 @@ SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in ARGUMENTS els
 
 
 def choose_precision(config: Config, device: torch.device) -> str:
-    """`amp`, or with `deepspeed` half precision where `amp` says nothing; a key of `AMP`, or off."""
+    """The value of `amp`; with `deepspeed` and amp off, half precision. A key of `AMP`, or off."""
     if not config.deepspeed or config.amp != "off":
         return config.amp
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -33,16 +33,14 @@ def choose_precision(config: Config, device: torch.device) -> str:
 
 
 def choose_parallel(config: Config, world: World) -> str:
-    """`parallel`, or with `deepspeed` zero1 where it says nothing; of a single process, none."""
+    """The value of `parallel`; with `deepspeed` zero1 instead of ddp; none for a single process."""
     kind: str = "zero1" if config.deepspeed and config.parallel == "ddp" else config.parallel
     if world.size == 1:
         return "none"
     if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
-        raise UserError(
-            "parallel fsdp with fp16: the loss scale is not agreed on by shards; set amp to bf16."
-        )
+        raise UserError("parallel fsdp with fp16: shards do not share the loss scale; set amp to bf16.")
     if kind == "fsdp" and config.compile:
-        raise UserError("parallel fsdp with compile: parameters come and go inside; set compile to false.")
+        raise UserError("parallel fsdp with compile is not supported; set compile to false.")
     return kind
 
 
@@ -69,7 +67,7 @@ def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
 
 
 def shard(model: nn.Module, world: World) -> nn.Module:
-    """FSDP2: each layer's parameters are joined when it is computed and nowhere else."""
+    """FSDP2: a layer's parameters are gathered only while the layer computes."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
     units = cast(tuple[type[nn.Module], ...], model.fsdp_units)
@@ -107,7 +105,7 @@ def exchange(wrapped: nn.Module, last: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, every process holds all parameters: each may evaluate as many batches as it has."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -131,9 +129,9 @@ def clip(model: nn.Module, most: float) -> Tensor:
 
 
 def report(config: Config, kind: str, precision: str, device: torch.device) -> None:
-    """Say what the published key `deepspeed` comes to here, and where bf16 gains nothing."""
+    """Log the effect of the published key `deepspeed`, and warn if bf16 is slow on this processor."""
     if precision == "bf16" and emulates_bf16(device):
-        log.warning("amp bf16: this processor multiplies no bf16 (AVX512-BF16, AMX): float32 is faster.")
+        log.warning("amp bf16: this processor lacks bf16 instructions (AVX512-BF16, AMX); float32 is faster.")
     if config.deepspeed:
         shared = "ZeRO-1" if kind == "zero1" else "one process, nothing to share" if kind == "none" else kind
         log.info("deepspeed: precision %s, %s", precision, shared)

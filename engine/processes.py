@@ -1,4 +1,4 @@
-"""The processes of a run: their devices, what they agree on, their random numbers, their logs."""
+"""The processes of a run: group, devices, seeds, logs."""
 
 import contextlib
 import datetime
@@ -33,14 +33,14 @@ def distributed(config: Config) -> Iterator[World]:
     device = choose_device(config.device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
     if device.type != "cpu":
         if not torch.accelerator.is_available():
-            raise UserError(f"device {device} is not on this machine; --device cpu runs without.")
+            raise UserError(f"device {device} is not available; --device cpu runs on the processor.")
         torch.accelerator.set_device_index(device.index or 0)
     if config.deterministic:
         be_deterministic()
     control: Any = None
     if size > 1:
         found: dist.Store = next(rendezvous("env://"))[0]
-        store = dist.PrefixStore(meet(dist.PrefixStore("violet", found), rank, size), found)
+        store = dist.PrefixStore(agree_on_name(dist.PrefixStore("violet", found), rank, size), found)
         dist.init_process_group(
             dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=size
         )
@@ -68,7 +68,7 @@ MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 
 def join_mpi() -> None:
-    """Take the place that mpirun gives this process, where no launcher of torch has given one.
+    """Take rank and world size from mpirun's variables, unless a launcher of torch has set them.
 
     Without MASTER_ADDR all processes must be on one machine; else `UserError`.
     """
@@ -88,11 +88,11 @@ def join_mpi() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
-def meet(store: dist.Store, rank: int, size: int) -> str:
-    """A name that the processes of a group agree on, and that no group before them had.
+def agree_on_name(store: dist.Store, rank: int, size: int) -> str:
+    """A name for the process group, agreed on by its processes and used by no earlier group.
 
-    torchrun starts a group again on the same store: under the old names there still are the addresses of
-    those who died, and processes that read them wait for each other for half an hour.
+    torchrun restarts a group on the same store, which still holds the addresses of dead processes under the
+    old names; processes that read them would wait for half an hour.
     """
     mine = uuid.uuid4().hex
     if rank == 0:
@@ -101,7 +101,7 @@ def meet(store: dist.Store, rank: int, size: int) -> str:
         store.set(f"{mine}/met", " ".join(others))
         return mine
     while True:
-        group = store.get("group").decode()  # maybe that of the dead, who have not met this process
+        group = store.get("group").decode()  # maybe the dead group's, which does not list this process
         store.set(f"{group}/{rank}", mine)
         if store.check([f"{group}/met"]) and mine in store.get(f"{group}/met").decode().split():
             return group
@@ -123,7 +123,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def be_deterministic() -> None:
-    """Have every operation give the same bits each time; one that cannot is an error that names it."""
+    """Use deterministic operations; an operation without a deterministic version raises an error."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix library starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -137,7 +137,7 @@ def seed_everything(seed: int) -> None:
 
 
 class Printable(logging.Formatter):
-    """Lines in which ids, names and paths of files cannot move the cursor or change colours of a terminal."""
+    """Log lines without control characters, which ids and paths may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         """A record as text."""
@@ -147,7 +147,7 @@ class Printable(logging.Formatter):
 def start_log(world: World, folder: Path | None = None) -> None:
     """Log to the console (main process: everything; others: warnings) and, per process, to a file.
 
-    What is logged before there is a folder is kept, and the file begins with it.
+    Lines logged before there is a folder are kept and written to the beginning of the file.
     """
     name = f"[{world.rank}] " if world.size > 1 else ""
     layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")

@@ -159,7 +159,7 @@ class Recorder:
         try:
             append(self.folder / file, json.dumps(row) + "\n")
         except OSError as error:
-            log.error("%s: figures could not be written (%s): the run goes on.", self.folder / file, error)
+            log.error("%s: figures could not be written (%s): the run continues.", self.folder / file, error)
         with self._on_board():
             for name, value in named.items() if self.board is not None else ():
                 self.board.add_scalar(name, value, row["step"])

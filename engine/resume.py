@@ -1,8 +1,8 @@
-"""The state of a training, written beside it while it goes on, and read back.
+"""The training state: written in the background, read to resume a run.
 
 `last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler, schedule, the
-random states of every process, how far the run is, what it has logged, its config. Shards are joined, so
-that it does not depend on how processes share the work. It is a zip file, whose checksums are checked.
+random states of every process, progress, the figures logged so far, the config. Shards are gathered, so that
+the state does not depend on `parallel`. The file is a zip file, whose checksums are verified.
 """
 
 import logging
@@ -50,12 +50,12 @@ PROGRESS = {
 # ----------------------------------------------------------------------------------- in and out of memory
 
 
-def whole(tree: Any, keep: bool) -> Any:
-    """Copies on the CPU of the tensors in dicts and lists, shards joined; None if not to `keep`."""
+def gather_to_cpu(tree: Any, keep: bool) -> Any:
+    """CPU copies of the tensors in dicts and lists, shards gathered; None unless `keep`."""
     if isinstance(tree, Mapping):
-        return {key: whole(item, keep) for key, item in tree.items()}
+        return {key: gather_to_cpu(item, keep) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(whole(item, keep) for item in tree)
+        return type(tree)(gather_to_cpu(item, keep) for item in tree)
     if isinstance(tree, int | float) and not isinstance(tree, bool):
         # a config's numbers are of classes of their own, which the restricted unpickler does not know
         return int(tree) if isinstance(tree, int) else float(tree)
@@ -66,25 +66,25 @@ def whole(tree: Any, keep: bool) -> Any:
 
 
 def optimizer_state(optimizer: Optimizer, keep: bool) -> State:
-    """As `whole`: the state of every parameter, in the layout of a plain optimiser."""
+    """As `gather_to_cpu`: the state of every parameter, in the layout of a plain optimiser."""
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         optimizer.consolidate_state_dict(to=0)
-        return whole(optimizer.state_dict(), keep) if keep else {}
-    return whole(optimizer.state_dict(), keep)
+        return gather_to_cpu(optimizer.state_dict(), keep) if keep else {}
+    return gather_to_cpu(optimizer.state_dict(), keep)
 
 
 def load_model(model: nn.Module, state: State) -> None:
-    """Copy whole tensors into a model, in shards where its own are. Raises `ValueError` for other shapes."""
+    """Copy full tensors into a model, sharded as its own are. Raises `ValueError` for other shapes."""
     own = model.state_dict()
     if state.keys() != own.keys():
-        raise ValueError(f"its model has other tensors: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
+        raise ValueError(f"its model's tensors differ: {', '.join(sorted(state.keys() ^ own.keys())[:3])}")
     for name, tensor in state.items():
         check_tensor(f"the model's {name}", tensor, own[name])
     model.load_state_dict({name: like(tensor, own[name]) for name, tensor in state.items()})
 
 
 def load_optimizer(optimizer: Optimizer, state: State) -> None:
-    """Copy a whole state of AdamW into an optimiser; the options of its groups stay those that it has.
+    """Copy a full state of AdamW into an optimiser; the options of its groups are kept.
 
     Raises `ValueError` where the state is not of these parameters: the fused kernel trusts every shape.
     """
@@ -92,11 +92,11 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     counts = [len(group["params"]) for group in optimizer.param_groups]
     if [len(group["params"]) for group in state["param_groups"]] != counts:
-        raise ValueError(f"its optimiser has not the groups of {counts} parameters that the model has")
+        raise ValueError(f"its optimiser does not have the parameter groups of the model, {counts}")
     moments = {}
     for number, entry in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters) or entry.keys() != MOMENTS:
-            raise ValueError("its optimiser's state is not that of AdamW for these parameters")
+            raise ValueError("its optimiser state does not fit AdamW with these parameters")
         own = parameters[number]
         for name in ("exp_avg", "exp_avg_sq"):
             check_tensor(f"the optimiser's {name} of parameter {number}", entry[name], own)
@@ -105,7 +105,7 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
             or entry["step"].dim()
             or entry["step"].dtype != torch.float32
         ):
-            raise ValueError(f"the optimiser's step of parameter {number} is no number")
+            raise ValueError(f"the optimiser's step of parameter {number} is not a number")
         moments[number] = {
             "step": entry["step"].clone(),
             **{name: like(copied(entry[name], own), own) for name in ("exp_avg", "exp_avg_sq")},
@@ -123,7 +123,7 @@ def load_optimizer(optimizer: Optimizer, state: State) -> None:
 def check_tensor(name: str, tensor: Any, own: Tensor) -> None:
     """Raise `ValueError` if a file's tensor is not of the shape and type that this run's own has."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is no tensor")
+        raise ValueError(f"{name} is not a tensor")
     if tensor.shape != own.shape or tensor.dtype != own.dtype:
         had, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, own))
         raise ValueError(f"{name} is {had}, not {wanted}")
@@ -136,7 +136,7 @@ def copied(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, own: Tensor) -> Tensor:
-    """A whole tensor, in shards if `own` is."""
+    """A full tensor, sharded if `own` is."""
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
@@ -157,7 +157,7 @@ def load_random_states(states: State, device: torch.device) -> None:
     random.setstate(states["python"])
     numpy = states["numpy"]
     if len(numpy["state"]["key"]) != 624 or not 0 <= numpy["state"]["pos"] <= 624:  # NumPy trusts them
-        raise ValueError("the random state of NumPy is none")
+        raise ValueError("the random state of NumPy is invalid")
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
     torch.set_rng_state(states["torch"])
@@ -171,24 +171,24 @@ def load_random_states(states: State, device: torch.device) -> None:
 class Saver:
     """Writes files in the background, one after another.
 
-    A file that cannot be written is reported, and the run goes on: the one before it is left as it was.
+    A file that cannot be written is reported, and the run continues; the previous file stays as it was.
     """
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.last: Future[None] | None = None
-        self.failed: dict[Path, str] = {}  # what is not as it should be on the disk, and why
+        self.failed: dict[Path, str] = {}  # files that could not be written, and why
 
     def submit(self, path: Path, write: Callable[[Path], None], before: Path | None = None) -> None:
-        """Have `write(temporary)` make the file `path`; the one that it replaces becomes `before`.
+        """Have `write(temporary)` make the file `path`; the file that it replaces becomes `before`.
 
-        No more than one file waits: memory holds no more copies of a model than that.
+        At most one file waits, so that memory holds one copy of a model at most.
         """
         self.wait()
         self.last = self.thread.submit(self._write, path, write, before)
 
     def wait(self) -> None:
-        """Until everything is written, or has failed."""
+        """Wait until everything is written or has failed."""
         if self.last is not None:
             self.last.result()
 
@@ -205,10 +205,10 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             self.failed[path] = reason
-            log.error("%s could not be written (%s): the run goes on; make room for the next.", path, reason)
+            log.error("%s could not be written (%s): the run continues; free disk space.", path, reason)
         else:
             self.failed.pop(path, None)
-            kind = "state" if path.name == STATE else "checkpoint"
+            kind = "state" if path.name == STATE else "checkpoint" if path.suffix == ".pt" else "written"
             log.log(logging.INFO if path.suffix == ".pt" else logging.DEBUG, "%s: %s", kind, path)
 
 
@@ -221,24 +221,24 @@ def write_tensors(content: State, path: Path) -> None:
 
 
 def read_state(folder: Path, world: World) -> State:
-    """The state in a run's folder, on every process; the one before where the last is damaged."""
+    """The state in a run's folder, on every process; the previous one if the last is damaged."""
     chosen: Path | None = None
     for path in (folder / STATE, folder / BEFORE) if world.is_main else ():
         wrong = damage(path)
         if not wrong:
             chosen = path
             break
-        log.warning("%s: %s: the state before it is used", path, wrong)
+        log.warning("%s: %s: the previous state is used", path, wrong)
     chosen = world.gather(chosen)[0]
     if chosen is None:
-        raise UserError(f"{folder} holds no whole training state: start anew, or from a checkpoint in it.")
+        raise UserError(f"{folder} has no complete training state: start a new run, or use --path_ckpt.")
     with reading(chosen, "a training state", AGAIN):
         state = load_data(chosen)
         check_state(state)
     return state
 
 
-AGAIN = "start anew; --path_ckpt takes its weights alone"
+AGAIN = "start a new run; --path_ckpt loads only its weights"
 
 
 def check_state(state: Any) -> None:
@@ -246,16 +246,16 @@ def check_state(state: Any) -> None:
     state = state if isinstance(state, dict) else {}
     for part, kind in PARTS.items():
         if type(state.get(part)) is not kind:
-            raise ValueError(f"its part {part!r} is missing or no {kind.__name__}")
+            raise ValueError(f"its part {part!r} is missing or not a {kind.__name__}")
     for name, wanted in PROGRESS.items():
         value = state["progress"].get(name)
         if type(value) is not wanted or (isinstance(value, int) and not 0 <= value < 1 << 53):
-            raise ValueError(f"how far the run was ({name!r}) is missing or no {wanted.__name__}")
+            raise ValueError(f"its progress {name!r} is missing or not a {wanted.__name__}")
     for name in ("figures", "kept"):
         if not all(type(k) is str and type(v) in (int, float) for k, v in state["progress"][name].items()):
-            raise ValueError(f"its {name} are no numbers")
+            raise ValueError(f"its {name} are not numbers")
     if not all(isinstance(states, dict) for states in state["random"]):
-        raise ValueError("its random states are none")
+        raise ValueError("its random states are invalid")
     check_recorded(state["recorder"])
 
 
@@ -264,20 +264,20 @@ def check_recorded(recorded: dict[str, Any]) -> None:
     names, window = recorded.get("names"), recorded.get("window")
     shape = list(window.shape[1:]) if isinstance(window, Tensor) and window.dim() == 3 else None
     if not isinstance(names, list) or not all(type(name) is str for name in names):
-        raise ValueError("the names of its figures are none")
+        raise ValueError("the names of its figures are invalid")
     if shape != [len(names), 2] and (window or names):
-        raise ValueError("its figures are none")
+        raise ValueError("its figures are invalid")
     rates, sizes = recorded.get("rates"), recorded.get("sizes")
     if not isinstance(rates, dict) or not all(type(v) in (int, float) for v in rates.values()):
-        raise ValueError("its learning rates are none")
+        raise ValueError("its learning rates are invalid")
     if not isinstance(sizes, dict) or not all(type(v) is int and v >= 0 for v in sizes.values()):
-        raise ValueError("the sizes of its files are none")
+        raise ValueError("the sizes of its files are invalid")
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file of `torch.save`, by its checksums too; empty if it is whole."""
+    """The fault of a file of `torch.save`, found by its checksums too; empty if it is complete."""
     if not path.is_file():
-        return "is not there"
+        return "does not exist"
     try:
         load_data(path)
     except Exception as error:  # a damaged file may raise anything

@@ -1,4 +1,4 @@
-"""A run's folder: a new one, or that of an unfinished run to go on with."""
+"""A run's folder: a new one, or the folder of an unfinished run to resume."""
 
 import contextlib
 import dataclasses
@@ -19,9 +19,9 @@ from lib import KEYS, Config, UserError, World, log
 from media.files import atomic_path, leftovers, read_json
 from media.files import hold as hold_file
 
-STATE, BEFORE = "last.pt", "last.previous.pt"  # of the training, and the one before
-FINISHED = "finished.json"  # the last figures of a run that has come to its end
-# keys that may change in the middle of a run: they change how it is computed, not what
+STATE, BEFORE = "last.pt", "last.previous.pt"  # the training state, and the previous one
+FINISHED = "finished.json"  # the last figures of a finished run
+# keys that may change when a run is resumed: they change how it is computed, not the result
 FREE: tuple[str, ...] = (
     "resume",
     "save_minutes",
@@ -38,18 +38,18 @@ FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_ep
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, and whether there is a state in it to go on from."""
+    """A run's folder, and whether the run is resumed."""
 
     folder: Path
     resumed: bool = False
     lock: IO[str] | None = None
-    """of the main process: open as long as it writes there"""
+    """of the main process, open while it writes to the folder"""
 
 
 def open_run(config: Config, world: World) -> Run:
-    """The run that `resume` names, or a new one; its log goes on in `log.txt`.
+    """The run that `resume` names, or a new one; the log is appended to `log.txt`.
 
-    A group of processes that torchrun starts again goes on, whatever `resume` says.
+    A group of processes that torchrun restarts resumes, whatever `resume` is.
     """
     # a machine counts only the restarts that its own processes have caused
     restarts = world.most(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
@@ -71,12 +71,12 @@ def open_run(config: Config, world: World) -> Run:
         return Run(folder, lock=hold(folder) if world.is_main else None)
     start_log(world, found)
     describe_machine(world)
-    log.info("going on with %s", found)
+    log.info("resuming %s", found)
     return Run(found, resumed=True, lock=lock)
 
 
 def reopen(folder: Path) -> None:
-    """Of a run whose state has been read: it is unfinished again, and what was half written goes."""
+    """Mark a resumed run as unfinished, and delete its half-written files."""
     (folder / FINISHED).unlink(missing_ok=True)
     for left in leftovers(folder):
         left.unlink()
@@ -103,7 +103,7 @@ def make_run_folder(config: Config, world: World) -> Path:
 
 
 def link_latest(folder: Path) -> None:
-    """Make `latest` beside the run folders lead to this one, the newest that trains."""
+    """Point the link `latest`, in the folder of the runs, to this run, the newest that trains."""
     temporary = folder.with_name(f".latest{folder.name}")
     with contextlib.suppress(OSError):  # not all file systems have links
         temporary.symlink_to(folder.name)
@@ -111,13 +111,13 @@ def link_latest(folder: Path) -> None:
 
 
 def describe_machine(world: World) -> None:
-    """Log what a result hangs on besides its config: the code, its libraries, the devices."""
+    """Log the code version, the libraries and the devices."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "transformers"))
     log.debug("commit %s; python %s, %s", commit(), platform.python_version(), libraries)
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine()
     devices = f"{world.device} ({name}, {torch.get_num_threads()} threads)"
-    log.debug("%d processes on %d machines", world.size, world.nodes)
-    log.debug("this one: %s, %s", platform.node(), devices)
+    log.debug("processes: %d, machines: %d", world.size, world.nodes)
+    log.debug("this process: host %s, %s", platform.node(), devices)
 
 
 def commit() -> str:
@@ -135,11 +135,11 @@ def find_unfinished(config: Config) -> tuple[Path | None, IO[str] | None]:
         if (folder / FINISHED).exists() or not has_state(folder):
             continue
         if other := differences(config, folder):
-            log.info("resume auto: %s is a run with %s", folder, ", ".join(other))
+            log.info("resume auto: %s is skipped, a run with %s", folder, ", ".join(other))
         elif lock := hold(folder):
             return folder, lock
         else:
-            log.info("resume auto: %s is being written to by another process", folder)
+            log.info("resume auto: %s is skipped, another process writes to it", folder)
     return None, None
 
 
@@ -152,12 +152,12 @@ def newest_first(config: Config) -> list[Path]:
 
 
 def named_run(config: Config, path: Path) -> tuple[Path, IO[str]]:
-    """The run of a folder, or of a `last.pt` in it; raises `UserError` if it cannot be gone on with."""
+    """The run of a folder, or of a `last.pt` in it; raises `UserError` if it cannot be resumed."""
     folder = path if path.is_dir() else path.parent
     if not has_state(folder):
         raise UserError(f"resume {path}: there is no {STATE} in {folder}; name a run's folder, or auto.")
     if other := differences(config, folder):
-        log.warning("resume: until now the run had %s; it goes on with what is given now", ", ".join(other))
+        log.warning("resume: the run had %s; the values given now are used", ", ".join(other))
     lock = hold(folder)
     if lock is None:
         raise UserError(f"resume {path}: another process is writing to that run; end it first.")
@@ -165,16 +165,16 @@ def named_run(config: Config, path: Path) -> tuple[Path, IO[str]]:
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a training state in a run's folder, the last or the one before."""
+    """Whether a run's folder has a training state, the last or the previous one."""
     return (folder / STATE).is_file() or (folder / BEFORE).is_file()
 
 
 def differences(config: Config, folder: Path) -> list[str]:
-    """Each key whose value in a run's `args.json` is another, with that value; `FREE` keys may differ."""
+    """The keys, with their values, that differ in a run's `args.json`; `FREE` keys may differ."""
     try:
         stored: dict[str, Any] = read_json(folder / "args.json", most=1 << 20)
         if not isinstance(stored, dict):
-            raise UserError("it is no JSON object")
+            raise UserError("it is not a JSON object")
     except UserError as error:
         return [f"no args.json that can be read ({error})"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 of a scheduler, Ctrl-C of a user."""
+"""Stop signals: SIGTERM and SIGUSR1 of a scheduler, Ctrl-C of a user."""
 
 import contextlib
 import os
@@ -10,18 +10,18 @@ from types import FrameType
 
 from lib import log
 
-OBEYED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PATIENCE = 10.0  # seconds that a batch may take to come after a signal: schedulers kill after 30
 
 
 class Stalled(BaseException):
-    """A process that is to stop waits for data that do not come. Readers of damaged files do not catch it."""
+    """A process with a stop signal waits for a batch in vain. Readers of damaged files do not catch this."""
 
 
 class Stop:
     """Whether a signal has asked this process to stop. A second Ctrl-C stops it at once.
 
-    So does the end of its torchrun: what nobody waits for would hold the devices, and the run.
+    The run also stops when its torchrun parent has died, so that no orphan keeps the GPU or the lock.
     """
 
     def __init__(self) -> None:
@@ -39,27 +39,27 @@ class Stop:
         return self.signalled
 
     def ask(self, why: str) -> None:
-        """Take note of a reason to stop."""
+        """Record a reason to stop."""
         if not self.signalled:
-            log.warning("%s: stopping after this step, the state saved", why)
+            log.warning("%s: the run saves its state and stops after this step", why)
         self.signalled = True
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Take note of a signal."""
+        """Record a signal."""
         now = time.monotonic()
         # the terminal and torchrun both pass on one Ctrl-C
         if number == signal.SIGINT and self.interrupted and now - self.interrupted > 1:
             raise KeyboardInterrupt
         if number == signal.SIGINT and not self.interrupted:
             self.interrupted = now
-        again = " (once more stops at once)" if number == signal.SIGINT else ""
+        again = " (press again to stop at once)" if number == signal.SIGINT else ""
         self.ask(signal.Signals(number).name + again)
         if self.is_waiting:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, data are waited for: `Stalled` is raised where none come long after a signal."""
+        """Context of waiting for data: `Stalled` is raised if none arrive in `PATIENCE` after a signal."""
         self.is_waiting = True
         try:
             if self.signalled:
@@ -71,15 +71,15 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def expire(self, number: int, frame: FrameType | None) -> None:
-        """End the waiting for data."""
+        """Interrupt the waiting for data."""
         if self.is_waiting:
             raise Stalled
 
 
 @contextlib.contextmanager
-def obeyed(stop: Stop) -> Iterator[Stop]:
-    """Inside, the signals ask `stop` to stop; afterwards they have their former effect."""
-    before = {number: signal.signal(number, stop.receive) for number in OBEYED}
+def handling_signals(stop: Stop) -> Iterator[Stop]:
+    """Context in which signals go to `stop`; afterwards the former handlers are restored."""
+    before = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop.expire)
     try:
         yield stop
@@ -89,7 +89,7 @@ def obeyed(stop: Stop) -> Iterator[Stop]:
 
 
 def leave_signals(_: int = 0) -> None:
-    """For loader workers: what is sent to all processes of a job is for their parent, who ends them."""
+    """For loader workers: ignore signals to the whole job; the training process ends its workers."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -12,18 +12,18 @@ def yaml_path(name: str | Path, data_dir: str = "") -> Path:
 
 
 def named_files(path: Path, content: Mapping[str, Any], key: str) -> list[Path]:
-    """The files that the YAML at `path` names under a key, beside it or as they are.
+    """The files that the YAML at `path` names under a key, relative to its folder or as written.
 
     For a composite corpus, a text file that lists them, a path a line, may stand for the list.
     """
     names = content.get(key) or []
-    files = beside_file(path, names if isinstance(names, list) else [names])
+    files = relative_to(path, names if isinstance(names, list) else [names])
     if content.get("composite") and len(files) == 1 and key != "caption_linelist" and is_list(files[0]):
-        return beside_file(files[0], files[0].read_text().split("\n"))
+        return relative_to(files[0], files[0].read_text().split("\n"))
     return files
 
 
-def beside_file(path: Path, names: Iterable[str]) -> list[Path]:
+def relative_to(path: Path, names: Iterable[str]) -> list[Path]:
     """Paths in the folder of `path`, or as they are where they lead to nothing there."""
     names = [str(name).strip() for name in names if str(name).strip()]
     return [path.parent / name if (path.parent / name).exists() else Path(name) for name in names]

@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     def check(self) -> None:
         """Raise `ValueError` if it is damaged."""
         if self.damaged:
-            raise ValueError(f"damaged: the decoder has guessed what it shows at {self.time:.2f} seconds")
+            raise ValueError(f"damaged: the decoder had to guess the picture at {self.time:.2f} seconds")
 
 
 def read_frames(path: Path, start: float | None = None, rate: float = 0) -> Iterator[Frame]:
@@ -84,7 +84,7 @@ def stated_times(path: Path, rate: float = 0) -> list[float]:
 
 
 def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
-    """What is on screen at each of the `times`, in ascending order, by seeking in a video.
+    """The frame on screen at each of the `times`, in ascending order, by seeking in a video.
 
     Raises `ValueError` where the file ends before, or cannot be read.
     """
@@ -109,7 +109,7 @@ def is_picture(path: Path) -> bool:
 
 @contextlib.contextmanager
 def in_words(path: Path) -> Iterator[None]:
-    """What a library raises, as a `ValueError` that says what is wrong with the file and what to do."""
+    """Turn exceptions of libraries into a `ValueError` that names the fault of the file and a remedy."""
     try:
         yield
     except TimeoutError:
@@ -230,7 +230,7 @@ def video_frames(
     latest, damaged, deadline = None, False, clock.monotonic() + PATIENCE
     for frame in decoded(container, stream, shown):
         if clock.monotonic() > deadline:
-            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds: make clips of it")
+            raise TimeoutError(f"decoding took more than {PATIENCE:.0f} seconds: cut the video into clips")
         if frame.pts is not None:
             time = seconds(frame.pts, base)
         elif latest is None and sought:
@@ -248,7 +248,7 @@ def video_frames(
 
 
 def decoded(container: Any, stream: Any, shown: set[int] | None) -> Iterator[Any]:
-    """What the decoder gives; with `shown`, of other time stamps only the frames that others build on."""
+    """Frames of the decoder; with `shown`, only those time stamps and the frames that others depend on."""
     context = stream.codec_context
     for packet in container.demux(stream):
         if shown is not None:
@@ -440,7 +440,7 @@ def on_screen(frames: Iterable[Frame], times: Sequence[float], may_precede: bool
             return picked
         last = frame
     if last is None:
-        raise ValueError("not one frame in it") if may_precede else Late
+        raise ValueError("no frame in it") if may_precede else Late
     missing = times[len(picked) :]
     if missing and missing[-1] > last.end + LEEWAY:
         raise ValueError(f"it ends at {last.end:.2f} seconds; a frame is wanted at {missing[-1]:.2f}")

@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all, locked, and read so that any fault is one line."""
+"""Files: written atomically, locked, and read so that any fault gives one line."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ TEMPORARY = ".violet-"  # within the names of files that are being written, and 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` if nothing was raised, else it is removed.
+    """Yield a temporary path in the folder of `path`; it becomes `path` unless an exception is raised.
 
     Its name is `.NAME.violet-XXXXXXXX`. An `OSError` of writing names `path`, whichever call it came from.
     """
@@ -102,7 +102,7 @@ def writing(what: str) -> Iterator[None]:
         if error.errno not in DISK:
             raise
         place = error.filename or what
-        raise UserError(f"{place}: {error.strerror}; make room, or name another place.") from error
+        raise UserError(f"{place}: {error.strerror}; free disk space, or choose another folder.") from error
 
 
 def why(path: str | Path, error: BaseException) -> str:
@@ -212,4 +212,4 @@ def check_file(path: Path, most: int = 1 << 31) -> None:
     if (wrong := unsuitable(path)) and wrong != EMPTY:
         raise ValueError(wrong)
     if path.stat().st_size > most:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than the {most} of any such file")
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than the limit of {most}")

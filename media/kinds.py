@@ -114,7 +114,7 @@ def explain(path: Path, error: BaseException) -> str:
 
 
 def fault_of(path: Path) -> str:
-    """What a file is instead of a video or a picture, or where it is cut off; empty if nothing shows that."""
+    """The actual kind of a file that is no video or picture, or where it is truncated; empty if unknown."""
     if wrong := unsuitable(path):
         return wrong
     head = first_bytes(path)
@@ -138,7 +138,7 @@ def is_text(head: bytes) -> bool:
 
 
 def fault_of_atoms(path: Path) -> str:
-    """What an MP4 or MOV lacks: the moov atom, which says where its frames are and often comes last."""
+    """Whether an MP4 or MOV lacks its moov atom, which locates the frames and often comes last."""
     size, place = path.stat().st_size, 0
     with path.open("rb") as file:
         while place + 8 <= size:

@@ -2,7 +2,7 @@
 
 `pickletools` of the standard library says what the operations of a pickle are; here they build plain values:
 numbers, texts, bytes, lists, tuples, dicts. A set becomes a list. An object of any class becomes a `Foreign`,
-which only knows the class's name. What a reader wants to be built (a tensor, say) it builds itself.
+which only knows the class's name. A reader builds the objects that it wants (a tensor, say) itself.
 """
 
 import pickletools
@@ -43,7 +43,7 @@ class Foreign:
 
 
 def pairs(items: Any = ()) -> dict[Any, Any]:
-    """What an `OrderedDict` is made of."""
+    """The parts of an `OrderedDict`."""
     found: dict[Any, Any] = {}
     for item in items.items() if isinstance(items, dict) else items:
         found[key_of(item[0], found)] = item[1]
@@ -122,7 +122,7 @@ class Machine:
         return self.stack.pop()
 
     def make(self, kind: Any, arguments: Any) -> Any:
-        """What `kind` makes of the arguments: built by us, or `Foreign`."""
+        """The object of class `kind` with these arguments: built here, or `Foreign`."""
         name = name_of(kind)
         if not isinstance(arguments, tuple):
             raise Refused(f"the arguments of {name} are no tuple")
@@ -133,7 +133,7 @@ class Machine:
         return Foreign(name, arguments)
 
     def named(self, module: str, name: str) -> Name:
-        """A class or function; raises `Refused` where it could run something, were it called."""
+        """A class or function; raises `Refused` if calling it could execute code."""
         module = OLDER.get(module, module)
         path, root = f"{module}.{name}", module.partition(".")[0]
         if not HARMLESS.fullmatch(path) and (

@@ -23,7 +23,7 @@ class Tokens:
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"tokenizer {name!r} is neither a folder that holds one nor can it be downloaded; "
+                f"tokenizer {name!r} is neither a folder with a tokenizer nor can it be downloaded; "
                 "set tokenizer (or txt_backbone) to a folder with vocab.txt or tokenizer.json."
             ) from error
         self.size = size

@@ -63,11 +63,11 @@ class Tsv:
         last, index = int(self.offsets[-1]) if len(self) else self.size, lineidx_path(self.path)
         if last > self.size or (last == self.size and len(self)):
             raise UserError(
-                f"{self.path} ends at byte {self.size}, before its last row in {index}: it is cut off; fetch "
-                "or make it again. If it is the index that is old, delete that: it is built when missing."
+                f"{self.path} ends at byte {self.size}, before its last row in {index}: it is truncated; "
+                "download or make it again. If the index is outdated, delete the index: it is rebuilt."
             )
         if last < self.size and self.map.find(b"\n", last) not in (-1, self.size - 1):
-            raise UserError(f"{index} ends before {self.path} does: delete it, it is built when missing.")
+            raise UserError(f"{index} ends before {self.path} does: delete it; it is rebuilt.")
 
 
 def lineidx_path(tsv: Path) -> Path:
@@ -112,18 +112,18 @@ def read_lineidx(tsv: Path) -> np.ndarray:
             if is_ours(tsv):
                 write_lineidx(tsv)
         except OSError as error:
-            log.warning("%s cannot be written (%s): the index is built at every start.", index, error)
+            log.warning("%s cannot be written (%s): the index is rebuilt at every start.", index, error)
         return find_rows(tsv)
-    with reading(index, "a list of byte offsets", "delete it, it is built again"):
+    with reading(index, "a list of byte offsets", "delete it; it is rebuilt"):
         check_file(index, most=1 << 31)
         offsets = read_numbers(index)
         if len(offsets) and (offsets[0] or (np.diff(offsets) <= 0).any()):
-            raise ValueError("its numbers do not rise from 0 on")
+            raise ValueError("its numbers do not increase from 0")
     return offsets
 
 
 def write_lineidx(tsv: Path) -> Path:
-    """Write the byte offset of each row of `tsv`, a line each, beside it; return the index's path."""
+    """Write the byte offset of each row of `tsv`, a line each, to its index; return the index's path."""
     index = lineidx_path(Path(tsv))
     with atomic_path(index) as temporary:
         temporary.write_text("".join(f"{offset}\n" for offset in find_rows(Path(tsv)).tolist()))
@@ -163,7 +163,7 @@ class Videos:
         if fields[0] != name.encode():
             index = id2lineidx_path(self.tsv.path)
             raise BadRow(
-                f"{index} leads to the row of {shown(fields[0].decode(errors='replace'))!r}: delete it"
+                f"{index} points to the row of {shown(fields[0].decode(errors='replace'))!r}: delete it"
             )
         return fields
 
@@ -192,13 +192,13 @@ def read_id2lineidx(tsv: Path) -> dict[str, int]:
         with atomic_path(path) as temporary:
             temporary.write_bytes(pickle.dumps(index))
     except OSError as error:
-        log.warning("%s cannot be written (%s): the index is built at every start.", path, error)
+        log.warning("%s cannot be written (%s): the index is rebuilt at every start.", path, error)
     return index
 
 
 def unpickle_index(path: Path) -> dict[str, int]:
     """A pickled dict of offsets; `UserError` for a file that is anything else. Nothing in it is run."""
-    with reading(path, "an index", "delete it, it is built again"):
+    with reading(path, "an index", "delete it; it is rebuilt"):
         check_file(path, most=1 << 27)
         index = Machine(NUMPY).load(path.read_bytes())
         if not isinstance(index, dict):

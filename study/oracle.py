@@ -1,4 +1,4 @@
-"""What the generator of the demo world knows of its clips: depth and motion of every pixel.
+"""True depth and motion of every pixel, from the generator of the demo world.
 
 Shapes: frames are S x S pixels, the central square of a clip's frame, as `img_center_crop` cuts it.
 

@@ -12,7 +12,7 @@ from media.files import atomic_path
 from study.run import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
 
 START, END = "<!-- table -->", "<!-- end of table -->"
-QUOTED = "<!-- study -->", "<!-- end of study -->"  # in the README
+QUOTED = "<!-- study -->", "<!-- end of study -->"  # in docs/targets.md
 # figures of a run: how they are called, where they are, and the paper's in the same place
 FIGURES = {
     "questions": ("qa", "test_acc"),
@@ -150,7 +150,7 @@ def plus_minus(width: float) -> str:
 
 
 def remarks(runs: Runs) -> Iterable[str]:
-    """What the numbers say by themselves."""
+    """Remarks computed from the numbers."""
     runs_made = sum(map(len, runs.values()))
     deviations = {name: spread(runs, name)[0] for name in FIGURES}
     shown = ", ".join(f"{name} {value:.1f}" for name, value in deviations.items() if math.isfinite(value))
@@ -201,15 +201,15 @@ def fill(page: Path, marks: tuple[str, str], content: str, text: str = "") -> No
         temporary.write_text(f"{before}{marks[0]}\n{content}\n{marks[1]}{behind}")
 
 
-def write_report(results: Path, page: Path, picture: Path, readme: Path | None = None) -> None:
-    """Fill the tables of a page and of the README, and draw the picture."""
+def write_report(results: Path, page: Path, picture: Path, quoting: Path | None = None) -> None:
+    """Fill the tables of a page and of the one that quotes it, and draw the picture."""
     runs = read_runs(results)
     if not runs:
         print(f"{results} has no finished run yet")
         return
     fill(page, (START, END), "\n\n".join([table(runs), *remarks(runs)]), PAGE)
-    if readme:
-        fill(readme, QUOTED, short_table(runs))
+    if quoting:
+        fill(quoting, QUOTED, short_table(runs))
     if len(runs) > 1 and "none" in runs:
         draw(runs, picture)
     print(f"{page}\n{table(runs)}")

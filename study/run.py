@@ -4,7 +4,7 @@
 
 It comes after `make demo`, and makes the teachers first (study_teachers.py). A condition is a target, or
 none, or a mixture, or another mask. A run pre-trains in it from the demo's video encoder, then fine-tunes on
-open-ended questions and on retrieval, every run with the same steps. What is finished is a JSON under
+open-ended questions and on retrieval, every run with the same steps. A finished run is a JSON under
 bench/study/ and is not run again, so that an interrupted study goes on; afterwards, or with --report alone,
 bench/STUDY.md and its picture are made of what is there. Any part of it:
 
@@ -258,7 +258,7 @@ def run_all(options: argparse.Namespace) -> None:
     wanted = [(condition, seed) for seed in options.seeds for condition in options.targets]
     open_runs = [pair for pair in wanted if not place(options.results, *pair).exists()]
     print(
-        f"{len(wanted) - len(open_runs)} of {len(wanted)} runs are there, {len(open_runs)} to do", flush=True
+        f"{len(wanted) - len(open_runs)} of {len(wanted)} runs are done, {len(open_runs)} remain", flush=True
     )
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -317,15 +317,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="NAME",
                         help=f"conditions: {', '.join(CONDITIONS)}")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, which share the cores")
+    parser.add_argument("--jobs", type=int, default=2, help="number of runs in parallel")
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--backbone", type=Path, default=Path("_snapshot/demo/swin_demo.pth"))
     parser.add_argument("--teachers", type=Path, default=Path("_snapshot/study/teachers"))
-    parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="for what runs write")
-    parser.add_argument("--results", type=Path, default=Path("bench/study"), help="a JSON per finished run")
-    parser.add_argument("--quick", action="store_true", help="a few steps: shows nothing")
-    parser.add_argument("--report", action="store_true", help="make the report of what is there, and no more")
-    parser.add_argument("--one", action="store_true", help="the one run that is named, in this process")
+    parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="folder of the runs")
+    parser.add_argument(
+        "--results", type=Path, default=Path("bench/study"), help="folder of results, a JSON per finished run"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps, to try the program")
+    parser.add_argument("--report", action="store_true", help="make the report of the finished runs and exit")
+    parser.add_argument("--one", action="store_true", help="run the one named condition in this process")
     return parser.parse_args(arguments)
 
 
@@ -348,8 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
     bench = ROOT / "bench"
     ours = options.results.resolve() == bench / "study"
     page = bench if ours else options.results  # results elsewhere are reported there
-    readme = ROOT / "README.md" if ours else None
-    write_report(options.results, page / "STUDY.md", page / "study.png", readme)
+    quoting = ROOT / "docs/targets.md" if ours else None
+    write_report(options.results, page / "STUDY.md", page / "study.png", quoting)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def one_word(shares: Tensor) -> Tensor:
 
 
 def make_oracle(output: Path, data: Path, _: Frames, steps: int) -> Figures:
-    """What depth and flow are told by."""
+    """Write the index of true depth and flow."""
     write_index(data, output / "oracle.npz", SIZE)
     return {}
 
@@ -301,7 +301,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("_data/demo"), help="folder of the demo's files")
     parser.add_argument("--output", type=Path, default=Path("_snapshot/study/teachers"))
-    parser.add_argument("--steps", type=int, default=0, help="of each training; 0: as many as it takes")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of each training (default: 0, the full number)"
+    )
     parser.add_argument("--only", nargs="*", choices=MAKERS, default=list(MAKERS))
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)

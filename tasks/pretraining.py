@@ -41,7 +41,7 @@ def mask(
 
 
 def describe(batch: Batch, output: Output, tokens: Tokens) -> Sequence[dict[str, Any]]:
-    """For the predictions file: the caption as the model saw it, the words hidden and those it named."""
+    """For the predictions file: the masked caption, the hidden words and the predicted words."""
     words = tokens.tokenizer.convert_ids_to_tokens
     rows = []
     for i, name in enumerate(batch["id"]):

@@ -294,7 +294,7 @@ def test_missing_captions_are_named(tmp_path, tokens):
     corpus = make_corpus(path, tokens)
     for row, reason in [
         (1, "no caption 0"),
-        (2, "is that of 'other'"),
+        (2, "belongs to 'other'"),
         (3, "no caption"),
         (9, "has no row 9"),
     ]:
@@ -486,7 +486,7 @@ def test_a_caption_that_is_no_text_is_named(tmp_path, bert_folder, caption):
     transform = Transform(["img_center_crop"], 32)
     corpus = PretrainCorpus(path, "clips", Tokens(str(bert_folder), 10), transform, 2)
     assert corpus.read(0, None)["id"] == "clips0"
-    with pytest.raises(BadRow, match=r"row 1: caption 0 is .*, which is no text"):
+    with pytest.raises(BadRow, match=r"row 1: caption 0 is .*, not a string"):
         corpus.read(1, None)
 
 

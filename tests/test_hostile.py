@@ -27,7 +27,7 @@ from engine.processes import Printable, distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
-from engine.signals import Stalled, Stop, obeyed
+from engine.signals import Stalled, Stop, handling_signals
 from lib import Config, UserError
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
@@ -170,14 +170,16 @@ def test_a_run_of_which_nothing_can_be_saved_is_not_begun(tmp_path, monkeypatch)
     monkeypatch.setattr("agent.write_tensors", full)
     seen = []
     monkeypatch.setattr(Agent, "train_step", lambda self, batches: seen.append(batches))
-    with pytest.raises(UserError, match=r"not written: .*last\.pt \(No space left on device\)\. Make room"):
+    with pytest.raises(
+        UserError, match=r"not written: .*last\.pt \(No space left on device\)\. Free disk space"
+    ):
         line_agent(tmp_path).fit(Numbers(), None)
     assert not seen
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_ends_a_script_in_one_line_that_names_the_file(tmp_path, number):
-    line = f"^{tmp_path}/a.json: {os.strerror(number)}; make room"
+    line = f"^{tmp_path}/a.json: {os.strerror(number)}; free disk space"
     with (
         pytest.raises(UserError, match=line),
         distributed(Config(device="cpu")),
@@ -236,7 +238,7 @@ def test_two_evaluations_of_one_config(tmp_path):
         try:
             Blocks(tmp_path / "_scores_x").claim(ALONE)
         except UserError as error:
-            os._exit(3 if "another process is evaluating the same" in str(error) else 1)
+            os._exit(3 if "another process runs the same evaluation" in str(error) else 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     (tmp_path / "_scores_x/mine.txt").write_text("mine")
@@ -250,13 +252,13 @@ def test_make_tsv_removes_and_replaces_no_file_that_it_has_not_made(tmp_path):
     part.mkdir(parents=True)
     (part / "thesis.txt").write_text("mine")
     arguments = [str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
-    with pytest.raises(UserError, match=r"thesis.txt is not of this program"):
+    with pytest.raises(UserError, match=r"thesis.txt was not written by this program"):
         make_tsv.main([*arguments, "--frames_only", "--name", "x"])
     assert (part / "thesis.txt").read_text() == "mine"
     (tmp_path / "out/y.yaml").write_text("mine")
     captions = tmp_path / "c.json"
     captions.write_text('{"a": ["red"]}')
-    with pytest.raises(UserError, match=r"y.yaml: another program's"):
+    with pytest.raises(UserError, match=r"y.yaml was written by another program"):
         make_tsv.main([*arguments, "--captions", str(captions), "--name", "y"])
     assert (tmp_path / "out/y.yaml").read_text() == "mine"
 
@@ -323,7 +325,7 @@ def kill_oneself():
 def test_a_worker_that_is_killed_is_one_line():
     mixture = Mixture({"a": Sudden(kill_oneself)}, 0, True)
     loader = Loader(mixture, Batches({"a": 4}, {"a": 2}, True), 1, 0.0)
-    with pytest.raises(UserError, match=r"a data-loading worker was ended from outside.*lower --n_workers"):
+    with pytest.raises(UserError, match=r"a data-loading worker was killed.*lower --n_workers"):
         list(loader.epoch(0))
 
 
@@ -349,7 +351,7 @@ def test_a_run_that_waits_for_data_stops_when_it_is_asked_to(tmp_path, monkeypat
 def test_no_reader_takes_the_end_of_waiting_for_a_damaged_file():
     assert not issubclass(Stalled, Exception)
     before = signal.getsignal(signal.SIGALRM)
-    with obeyed(Stop()):
+    with handling_signals(Stop()):
         pass
     assert signal.getsignal(signal.SIGALRM) == before
 
@@ -583,7 +585,7 @@ def test_other_types_under_the_keys_of_a_yaml_are_one_line(tmp_path, question_be
 def test_answers_of_other_types_are_one_line(tmp_path, labels):
     content = {"train": [{"video": "a"}], "ans2label": labels}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"its answers .* are not words with numbers"):
+    with pytest.raises(UserError, match=r"its answers .* are not words numbered"):
         Annotation.read(tmp_path / "a.json")
 
 

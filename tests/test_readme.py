@@ -1,6 +1,5 @@
-"""The distributed lines of the README, run as they are printed, on a miniature of what `make demo` makes."""
+"""README and docs: their commands and links, and distributed lines run as they are printed, in miniature."""
 
-import json
 import os
 import re
 import shlex
@@ -14,8 +13,10 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
+import mvm_targets
 from engine.arguments import load_config
 from engine.runs import FINISHED, STATE
+from lib import KEYS
 from tests.conftest import WORDS, tiny_bert, write_corpus
 from tests.engine.test_resume import values
 from tests.test_agent import free_port
@@ -23,7 +24,13 @@ from video_swin import SIZES, VideoSwin
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SECTION = README.split("## Long runs and many devices\n")[1].split("\n## ")[0]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    ROOT / "_data/README.md",
+    ROOT / "_snapshot/README.md",
+]
+SECTION = (ROOT / "docs/long_runs.md").read_text().split("\n## ")[0]
 SLURM = {  # what of it the job's script calls, for two machines with a task each
     "sbatch": """
         while [[ $1 == --* ]]; do [[ $1 == --nodes=* ]] && nodes=${1#*=}; shift; done
@@ -93,9 +100,9 @@ def children(process: int) -> list[int]:
 
 
 def kill_a_worker(launcher: subprocess.Popen[str], checkout: Path) -> None:
-    """SIGKILL of the second worker of torchrun once there is a step to go on from."""
+    """SIGKILL of the second worker of torchrun once there is a state to resume."""
     until = time.monotonic() + 60
-    while not any(checkout.glob("_snapshot/demo/*/last.previous.pt")) and time.monotonic() < until:
+    while not any(checkout.glob(f"_snapshot/demo/*/{STATE}")) and time.monotonic() < until:
         time.sleep(0.05)
     workers = children(launcher.pid)
     while len(workers) < 2:  # below the shell
@@ -114,7 +121,7 @@ def test_the_lines_for_a_laptop_run_as_printed_and_one_survives_a_kill(checkout)
         assert running.returncode == 0, f"{command}\n{output[-3000:]}"
         (folder,) = checkout.glob("_snapshot/demo/_*")
         assert (folder / FINISHED).exists()
-        assert ("going on with" in (folder / "log.txt").read_text()) == killed
+        assert ("resuming " in (folder / "log.txt").read_text()) == killed
         processes = len(torch.load(folder / STATE, weights_only=True)["random"])
         found.append((processes, values(folder)))
         folder.rename(checkout / f"run{len(found)}")
@@ -140,12 +147,66 @@ def test_a_job_of_slurm_that_is_preempted_saves_and_queues_itself_again(checkout
     assert not (folder / FINISHED).exists()
 
 
-@pytest.mark.parametrize("command", [c for block in blocks(README) for c in block if "--config" in c])
+COMMANDS = sorted({command for page in PAGES for block in blocks(page.read_text()) for command in block})
+STARTS = ("python ", "torchrun ", "sbatch ", "make ", "pip ")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--config" in c])
 def test_every_command_names_scripts_configs_and_keys_that_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     for part in command.split("&"):
         words = shlex.split(part)
         script = next(place for place, word in enumerate(words) if word.endswith(".py"))
         assert Path(words[script]).is_file()
-        kind = json.loads(Path(words[words.index("--config") + 1]).read_text())["type"]
-        load_config(kind, words[script + 1 :])
+        load_config(Path(words[script]).stem, words[script + 1 :])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(STARTS) and "--config" not in c])
+def test_every_other_command_names_programs_files_and_options_that_exist(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *words = shlex.split(command, comments=True)
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", Path("Makefile").read_text(), re.MULTILINE)
+        return
+    if program == "pip":
+        assert Path(words[-1]).is_file()
+        return
+    module = words[words.index("-m") + 1] if "-m" in words else None
+    source = Path(module.replace(".", "/") + ".py" if module else words[0]).read_text()
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].split("=")[0]
+            assert name in KEYS or f'"--{name}"' in source, word
+        if word.startswith("_args/"):
+            assert Path(word).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in anchors, target
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1500
+
+
+def test_the_target_of_the_readme_is_complete(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code.count("\n") <= 18
+    monkeypatch.setattr(mvm_targets, "TARGETS", dict(mvm_targets.TARGETS))
+    exec(code, vars(mvm_targets).copy())
+    target = mvm_targets.make_targets(["edges"], 16)["edges"]
+    ramp = torch.arange(32.0).expand(1, 2, 3, 32, 32)
+    truth = target.truth(ramp)
+    assert truth.shape == (1, 2, 1, 32, 32)
+    torch.testing.assert_close(truth[..., 1:-1], torch.ones(1, 2, 1, 32, 30))
+    assert target.loss(torch.randn(1, 2 * 2, 16), ramp, torch.ones(1, 2, 1, 1)).value > 0

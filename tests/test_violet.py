@@ -97,15 +97,15 @@ def example() -> str:
     return "\n".join(lines)
 
 
-def test_the_example_runs_and_is_the_readmes(run, capsys):
+def test_the_example_runs_and_is_that_of_the_docs(run, capsys):
     exec(example(), {})
     scores, answers = (eval(line) for line in capsys.readouterr().out.splitlines())
     assert len(scores) == 2
     assert len(answers) == 5
     assert sum(share for _, share in answers) <= 1 + 1e-6
     assert answers == sorted(answers, key=lambda pair: -pair[1])
-    readme = (ROOT / "README.md").read_text()
-    assert all(line in readme for line in example().splitlines())
+    page = (ROOT / "docs/python.md").read_text()
+    assert all(line in page for line in example().splitlines())
 
 
 def test_the_command_line_matches_asks_and_takes_keys_of_the_config(run, capsys):
@@ -371,7 +371,7 @@ def test_every_published_config_starts_and_names_all_that_is_missing(path, tmp_p
         with pytest.raises(UserError) as stopped:
             script.main()
         message = str(stopped.value)
-        assert message.startswith(f"{given['task']} cannot start: {len(wanted)} of the things")
+        assert message.startswith(f"{given['task']} cannot start: {len(wanted)} required files")
         for name in wanted:
             assert message.count(f": {name}") == 1, name
     assert list(tmp_path.iterdir()) == []  # no run's folder is left
@@ -388,7 +388,7 @@ def test_the_message_is_all_that_is_printed(tmp_path):
     assert ended.returncode == MISTAKE
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
-    assert lines[0] == "msvd-qa cannot start: 4 of the things that it needs are missing."
+    assert lines[0] == "msvd-qa cannot start: 4 required files or models are missing."
     assert len(lines) == 7  # two titles, four things
 
 

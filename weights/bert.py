@@ -28,7 +28,7 @@ def bert_config(name: str) -> BertConfig:
     """The sizes of a BERT by its name or folder."""
     file = Path(name) / "config.json"
     if file.is_file() and not isinstance(read_json(file, most=1 << 20), dict):
-        raise UserError(f"{file} is no JSON object of a BERT's sizes; fetch it again.")
+        raise UserError(f"{file} is not a JSON object with the sizes of a BERT; download it again.")
     try:
         config = BertConfig.from_pretrained(name)
     except OSError as error:

@@ -24,7 +24,7 @@ TIED = "predictions.bias", "predictions.decoder.bias"  # one parameter under two
 
 @dataclass
 class Report:
-    """What became of each tensor of a file, and of each that a module has."""
+    """The fate of each tensor of a file and of a module: loaded, adapted, missing, unused."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Report:
             ways.setdefault(how, []).append(key)
         lines += [f"adapted: {summary(keys, 1)}: {how}" for how, keys in ways.items()]
         for title, keys in (
-            ("missing, starting anew", self.missing),
+            ("missing, random weights", self.missing),
             ("misshapen", list(self.misshapen)),
             ("not used", self.unexpected),
             ("ignored", self.ignored),
@@ -144,7 +144,7 @@ def load_tensors(
     report.check(may_lack)
     if spoilt := [key for key in report.loaded if not fitting[key].isfinite().all()]:
         raise UserError(
-            f"{source} has values that are not finite numbers in {summary(spoilt)}: it is spoilt."
+            f"{source} has values that are not finite in {summary(spoilt)}: the checkpoint is unusable."
         )
     module.load_state_dict(fitting, strict=False)
     log.info("%s", report)
@@ -154,7 +154,7 @@ def load_tensors(
 def compare(
     own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
 ) -> tuple[Report, dict[str, Tensor]]:
-    """What a file has for a module's state `own`, and of that what fits."""
+    """The tensors of a file that a module's state `own` has, and those of them that fit."""
     report, fitting = Report(source), {}
     tensors = both_names(tensors, own, report)
     for key, wanted in own.items():

@@ -1,4 +1,4 @@
-"""What a config needs before it can run, weights and data, and what of that is missing: all of it at once."""
+"""The weights and data that a config needs, and a check that names all missing ones at once."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -164,7 +164,7 @@ def downstream(config: Config) -> Iterator[Need]:
 
 
 def lacking(config: Config) -> list[Need]:
-    """What is missing, each once."""
+    """The missing needs, each once."""
     found: dict[tuple[str, Sequence[str]], Need] = {}
     for need in needs(config):
         if (need.name, need.files) not in found and need.missing():
@@ -174,13 +174,13 @@ def lacking(config: Config) -> list[Need]:
 
 
 def check_needs(config: Config, world: World) -> None:
-    """Raise `UserError` that names everything that is missing, from the main process alone."""
+    """Raise `UserError` with all missing files and models, from the main process alone."""
     missing: list[Need] = world.gather(lacking(config) if world.is_main else [])[0]
     if not missing:
         return
     if not world.is_main:
         raise SystemExit(1)
-    lines = [f"{config.task} cannot start: {len(missing)} of the things that it needs are missing."]
+    lines = [f"{config.task} cannot start: {len(missing)} required files or models are missing."]
     for title, is_data in (
         ("weights (_snapshot/README.md; _tools/weights.py fetch)", False),
         ("data (_data/README.md)", True),

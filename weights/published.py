@@ -1,4 +1,4 @@
-"""Weights that others publish: what each file is for, how large, where it is, and how to know it again."""
+"""Weights that others publish: purpose, size, address and digest of each file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ PUBLISHED = {
 
 
 def published(name: str | Path) -> Published | None:
-    """What is known of a file or a model of the hub, by its name, wherever it lies."""
+    """The entry of a published file or model of the hub, by its name, in any folder."""
     for known, entry in PUBLISHED.items():
         if str(name) == known or Path(name).name == Path(known).name:
             return entry
@@ -129,11 +129,11 @@ def describe_missing(name: str | Path, key: str) -> str:
     """As `missing_weights`, in words."""
     entry = published(name)
     if entry is None:
-        return f"{name} is not there; it is named by the config key {key}."
+        return f"{name} does not exist; the config key {key} names it."
     size = f" ({entry.size})" if entry.size else ""
     return (
-        f"{name} is not there. It is {entry.what}{size}, published at {entry.page}: put it under _snapshot/ "
-        f"and its path under the config key {key}."
+        f"{name} does not exist. It is {entry.what}{size}, published at {entry.page}: put it under "
+        f"_snapshot/ and set the config key {key} to its path."
     )
 
 

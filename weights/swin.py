@@ -73,10 +73,10 @@ def size_of(tensors: dict[str, Tensor], source: str) -> Size:
 
 
 def inflate(tensors: dict[str, Tensor], swin: VideoSwin) -> dict[str, Tensor]:
-    """An image Swin's tensors -> those of a Video Swin that treats a still clip like its picture.
+    """An image Swin's tensors -> tensors of a Video Swin that treats a still clip like its picture.
 
     The patch kernel is shared out over time; the bias of a place, resized to the window's places, is
-    repeated for every distance in time. What is not of a picture's shape is left for the report to name.
+    repeated for every distance in time. Tensors of another shape are left for the report to name.
     """
     own, taken = swin.state_dict(), {}
     for name, tensor in tensors.items():

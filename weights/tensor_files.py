@@ -73,9 +73,9 @@ def read_tensors(path: str | Path, what: str = "a checkpoint of tensors") -> dic
             keys = ", ".join(shown(str(key)) for key in list(state)[:5])
             raise Refused(f"it holds no tensors (its keys: {keys or 'none'}): it is not a state dict")
     if place:
-        log.info("%s: its tensors are those under %s", path, place)
+        log.info("%s: using the tensors under %s", path, place)
     if foreign:
-        log.info("%s: passed over, not tensors: %s", path, ", ".join(sorted(foreign)))
+        log.info("%s: ignored, not tensors: %s", path, ", ".join(sorted(foreign)))
     return tensors
 
 
@@ -104,7 +104,7 @@ def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def module_tensors(
     module: Foreign, prefix: str = "", outer: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Parameters and buffers of a pickled module and of those within it, by their names in a state dict."""
+    """Parameters and buffers of a pickled module and its submodules, by their names in a state dict."""
     if id(module) in outer or len(outer) > 50:
         raise Refused(f"the module {prefix}{module.name} contains itself, or is nested too deep")
     content = module.state if isinstance(module.state, dict) else {}

@@ -38,7 +38,7 @@ def msrvtt_retrieval(public: Public, val_share: float) -> Splits:
         return official_splits(texts, official)
     if not train or not test:
         lacking, file = ("test", "MSRVTT_JSFUSION_test.csv") if train else ("train", "MSRVTT_train.9k.csv")
-        raise UserError(f"{train or test} goes with {file}: download it, or say --file {lacking}=PATH.")
+        raise UserError(f"{train or test} is needed with {file}: download it, or give --file {lacking}=PATH.")
     videos = [row["video_id"] for row in read_table(train, columns=("video_id",))]
     if silent := [video for video in videos if video not in texts]:
         raise UserError(

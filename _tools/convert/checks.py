@@ -1,4 +1,4 @@
-"""What check_data.py looks at: frames files, pre-training corpora, questions, captions of retrieval."""
+"""Checks of check_data.py: frames files, pre-training corpora, questions, captions of retrieval."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: of so many things so many are at fault; the first of those."""
+    """One check: the number of items, and the faults found."""
 
     where: str
     what: str
@@ -116,7 +116,7 @@ def check_indices(report: Report, where: str, tsvs: Sequence[Tsv], sample: Sampl
 
 
 def repeated(names: Iterable[str]) -> list[str]:
-    """What comes more than once."""
+    """Items that occur more than once."""
     return [f"{name}: {count} times" for name, count in Counter(names).items() if count > 1]
 
 
@@ -244,7 +244,7 @@ def first_fields(tsv: Tsv) -> list[str]:
 
 
 def text_of(item: Item, words: Mapping[int, str]) -> str:
-    """What a question with its answer, or a caption, says; `words` are those that answers are numbers of."""
+    """The text of a question with its answer, or of a caption; `words` maps answer numbers to words."""
     text = item.get("caption", item.get("question")) or ""
     text = " ".join(map(str, text)) if isinstance(text, list) else str(text)
     answer = item.get("answer", "")

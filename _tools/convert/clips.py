@@ -195,7 +195,7 @@ def decode(item: Item, wanted: Sequence[float], first: float, sampling: Sampling
             frames.append(b"" if sampling.link else encode(frame, sampling))
             damaged += [frame] if frame.damaged else []
     if not times:
-        raise ValueError("not one frame in it")
+        raise ValueError("no frame in it")
     if not sampling.keep_damaged:
         check_length(item, end - begin)
         for frame in damaged[:1]:

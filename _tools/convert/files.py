@@ -32,7 +32,7 @@ class Public:
 
     @functools.cached_property
     def files(self) -> list[Path]:
-        """All files in the folder and below; those that archives of macOS hide beside others are none."""
+        """All files in the folder and below, without the hidden files of macOS archives."""
         return sorted(path for path in self.folder.rglob("[!.]*") if path.is_file())
 
     def find(self, role: str, *patterns: str) -> Path:
@@ -41,7 +41,7 @@ class Public:
         if found is None:
             raise UserError(
                 f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
-                f"say --file {role}=PATH."
+                f"give --file {role}=PATH."
             )
         return found
 
@@ -55,7 +55,7 @@ class Public:
                 break
         if len(fits) > 1:
             names = ", ".join(str(path) for path in fits)
-            raise UserError(f"{names}: which of them? Give its own folder, or say --file {role}=PATH.")
+            raise UserError(f"{names}: several files match: give another folder, or --file {role}=PATH.")
         if fits:
             self.used[role] = fits[0]
         return self.used.get(role)
@@ -132,7 +132,7 @@ def read_lines(path: Path, least: int) -> Iterator[list[str]]:
 
 
 def hold_out(items: list[Item], share: float, seed: int = 88) -> Splits:
-    """Training questions -> train, and val: those of a share of the videos, where no val is published."""
+    """Training questions -> train and val, by a share of the videos, if no val is published."""
     videos = sorted({item["video"] for item in items})
     held = set(random.Random(seed).sample(videos, round(share * len(videos))))
     splits = {

@@ -39,7 +39,7 @@ RETRIEVAL = Kind("retrieval", "main_retrieval_tsv.py", "args_msrvtt-retrieval.js
 
 @dataclass(frozen=True)
 class Table:
-    """What a CSV holds: a task's items, and the split of each ("" where the CSV gives none)."""
+    """Content of a CSV: a task's items, and the split of each ("" if the CSV gives none)."""
 
     name: str
     kind: Kind
@@ -56,7 +56,7 @@ class Table:
 def read_own(path: Path, name: str) -> Table:
     """Read the CSV; raises `UserError` that names the line at fault."""
     if not re.fullmatch(r"\w[\w-]*", name):
-        raise UserError(f"{name!r} is no name for a dataset: give --name of letters, digits, - and _.")
+        raise UserError(f"{name!r} is not a valid dataset name: give --name of letters, digits, - and _.")
     items, splits = [], []
     rows = list(numbered_table(path))
     if not rows:

@@ -95,12 +95,12 @@ def tgif_choice(task: str, public: Public, val_share: float) -> Splits:
 
 
 def tgif_action(public: Public, val_share: float) -> Splits:
-    """What is done so many times."""
+    """Questions about an action that is repeated."""
     return tgif_choice("action", public, val_share)
 
 
 def tgif_transition(public: Public, val_share: float) -> Splits:
-    """What is done before or after."""
+    """Questions about the action before or after another."""
     return tgif_choice("transition", public, val_share)
 
 

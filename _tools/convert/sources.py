@@ -1,4 +1,4 @@
-"""What make_tsv.py is given (a folder, a CSV, a frames TSV, captions) -> the items whose rows it makes."""
+"""Sources of make_tsv.py (a folder, a CSV, a frames TSV, captions) -> the items whose rows it writes."""
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -69,10 +69,10 @@ def read_items(
 
 
 def say_unused(captions: Collection[str], known: Collection[str], source: Path) -> None:
-    """Print how many captions are about nothing in the source."""
+    """Print how many captions are without a file in the source."""
     unused = [id_ for id_ in captions if id_ not in known]
     if unused:
-        print(f"{source} has nothing for the captions of {len(unused)} ids, the first {unused[0]}")
+        print(f"{source} has no file for the captions of {len(unused)} ids, first {unused[0]}")
 
 
 def find_files(folder: Path, frame_folders: bool = False) -> list[tuple[Path, str]]:
@@ -100,7 +100,7 @@ def say_passed_over(paths: Iterable[Path], why: str) -> None:
     names = [shown(path.name) for path in paths]
     if names:
         more = " ..." if len(names) > LISTED else ""
-        print(f"{len(names)} files passed over ({why}): {', '.join(names[:LISTED])}{more}")
+        print(f"{len(names)} files ignored ({why}): {', '.join(names[:LISTED])}{more}")
 
 
 def is_animated(path: Path) -> bool:

@@ -17,9 +17,7 @@ class MultipleChoice(Questions):
         names = [key for key in item if key.startswith("option_")]
         wanted = [f"option_{i}" for i in range(self.size_option)]
         if sorted(names) != sorted(wanted):
-            raise self.fail(
-                item, f"it has {len(names)} options, size_option is {self.size_option}; set that."
-            )
+            raise self.fail(item, f"it has {len(names)} options, not {self.size_option}; set size_option.")
         return [str(item[name]) for name in wanted]
 
     def pieces(self, item: Item) -> list[str]:
@@ -123,7 +121,7 @@ class OpenEnded(Questions):
         return self.annotation.words.get(answer, "")
 
     def answer(self, item: Item) -> int:
-        """The token of the answer; -1 where it is not one token.
+        """The token of the answer; -1 if the answer is not one token.
 
         As published a word is looked up as it is written, so that "TV" is none of an uncased vocabulary.
         """

@@ -30,7 +30,7 @@ TASK_ROWS = {  # of `emb_task`, which has ten
 
 
 class QuestionModel(Violet):
-    """What the models of question answering share: how they start, and what they report."""
+    """Base of the models of question answering: initial weights, loss and predictions."""
 
     heads: ClassVar[tuple[str, ...]] = ()
 

@@ -1,8 +1,8 @@
 """Questions about videos: `img_DATASET.tsv` and `txt_TASK.json` -> clip, text or texts, answer -> loaders.
 
-What the text and the answer are is said by the kinds of question in question_kinds.py. What cannot be
-answered (the video is missing, the answer is not one token) is left out of training and counts as wrong in
-evaluation. File formats are defined in `_data/README.md`.
+The kinds of question in kinds.py define text and answer. A question that cannot be answered (the video is
+missing, the answer is not one token) has no loss in training and counts as wrong in evaluation. File formats
+are defined in `_data/README.md`.
 """
 
 import math
@@ -76,7 +76,7 @@ def read_labels(path: Path, labels: Any) -> dict[int, str]:
     numbers: dict[int, str] = {}
     for index, word in pairs:
         if type(word) is not str or type(index) is not int or index < 0:
-            raise UserError(f"{path}: its answers (ans2label or vocab) are not words with numbers from 0 on.")
+            raise UserError(f"{path}: its answers (ans2label or vocab) are not words numbered from 0.")
         if numbers.setdefault(index, word) != word:
             raise UserError(f"{path}: ans2label gives the number {index} to {numbers[index]!r} and {word!r}.")
     return numbers
@@ -85,15 +85,15 @@ def read_labels(path: Path, labels: Any) -> dict[int, str]:
 def fault_of_texts(item: Item) -> str:
     """Which part of a question should be text, or the id of a video, and is none; empty if all are."""
     if type(item["video"]) not in (str, int) or item["video"] == "":
-        return f"its video {item['video']!r} is no id"
+        return f"its video {item['video']!r} is not an id"
     for key, value in item.items():
         if (key in ("question", "answer_text") or key.startswith("option_")) and not isinstance(value, str):
-            return f"its {key} is {value!r}, which is no text"
+            return f"its {key} is {value!r}, not a string"
     return ""
 
 
 def is_withheld(items: Sequence[Item]) -> bool:
-    """Whether the answers of a split are kept back by those who publish it: all are -1."""
+    """Whether the answers of a split are withheld: all are -1."""
     return all(item.get("answer") == -1 and "answer_text" not in item for item in items)
 
 
@@ -101,12 +101,12 @@ def is_withheld(items: Sequence[Item]) -> bool:
 
 
 class NothingToAnswer(UserError):
-    """Not one question of a split can be answered, for all videos are missing, say."""
+    """No question of a split can be answered, for example because all videos are missing."""
 
 
 @dataclass
 class Questions(ABC):
-    """One split of a task. A kind of question says what its text and its answer are.
+    """One split of a task. A kind of question defines text and answer.
 
     `wanted[i]` is the right option or token; -1 where `reasons[i]` says why there is none.
     """
@@ -163,7 +163,7 @@ class Questions(ABC):
     def __len__(self) -> int:
         return len(self.items)
 
-    # -- what a kind of question defines
+    # -- defined by a kind of question
 
     @abstractmethod
     def pieces(self, item: Item) -> list[str]:
@@ -185,7 +185,7 @@ class Questions(ABC):
     def answer_name(self, item: Item) -> str:
         """The right answer in words."""
 
-    # -- what all share
+    # -- shared by all kinds
 
     def fail(self, item: Item, message: str) -> UserError:
         """The error of a question, with its place in the file."""
@@ -207,7 +207,7 @@ class Questions(ABC):
         """Log how many questions there are, how many were shortened, and how many cannot be answered."""
         log.info("%s: %d questions", self.split, len(self.items))
         if self.withheld:
-            log.warning("%s: the file has no answers: they are predicted, without accuracy.", self.split)
+            log.warning("%s: the file has no answers: the split is predicted, without accuracy.", self.split)
         if short := sum(text.shortened for text in texts):
             log.info("%s: %d questions shortened to size_txt %d", self.split, short, self.tokens.size)
         for why, count in Counter(filter(None, self.reasons)).items():
@@ -376,7 +376,7 @@ def choose_splits(config: Config, annotation: Annotation) -> dict[str, list[Item
 def split_loader(
     config: Config, world: World, split: str, questions: Corpus, collate: Collate = default_collate
 ) -> Loader:
-    """The loader of one split, whose name is also that of the corpus in its batches."""
+    """The loader of one split; the split is also the name of the corpus in its batches."""
     train = split == "train"
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, keep_last=True)

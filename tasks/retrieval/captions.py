@@ -100,7 +100,7 @@ class Clips:
         return row_frames(self.videos[name], self.videos.tsv.path.parent)
 
     def blank(self, index: int) -> dict[str, Any]:
-        """A video that cannot be read: nothing finds it."""
+        """The sample of a video that cannot be read: it is never found."""
         img = self.transform.blank(self.size_frame)[None]
         return {"img": img, "id": self.names[index], "valid": False}
 
@@ -177,7 +177,7 @@ def accuracy(rows: Sequence[Item], split: str) -> dict[str, float]:
 
 
 def joins(config: Config) -> bool:
-    """Whether all sentences about a video are one caption: so in didemo."""
+    """Whether all sentences about a video are one caption, as in didemo."""
     return config.task.startswith("didemo")
 
 
@@ -212,7 +212,7 @@ class Gallery:
 
 
 def read_gallery(config: Config) -> Gallery:
-    """The videos and texts that an evaluation ranks, those of `eval_split`."""
+    """The videos and texts of `eval_split`, which an evaluation ranks."""
     annotation, videos = open_files(config)
     split = config.eval_split
     if split not in annotation.splits:
@@ -224,7 +224,7 @@ def read_gallery(config: Config) -> Gallery:
     names = list(dict.fromkeys(caption.video for caption in captions))
     place = {name: i for i, name in enumerate(names)}
     if missing := [name for name in names if name not in videos]:
-        log.info("%s: %d videos are missing and never found, first %s", split, len(missing), missing[0])
+        log.info("%s: %d videos are missing and not found, first %s", split, len(missing), missing[0])
     if len(missing) == len(names):
         raise UserError(f"{videos.tsv.path} has none of the videos of {split}.")
     transform = Transform(config.img_transform, config.size_img)

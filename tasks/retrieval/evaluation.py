@@ -1,8 +1,8 @@
-"""Evaluation of retrieval: a split's videos scored with all of its texts, block by block, and what came out.
+"""Evaluation of retrieval: score a split's videos with all of its texts block by block, rank, write.
 
-A block is a few videos and all texts. Videos are encoded when their block's turn comes, so that memory holds
-a block, the texts and the matrix of scores, however many pairs there are. Every finished block is on disk: a
-run that is interrupted goes on from there. Processes take blocks in turn.
+A block is a few videos and all texts. Videos are encoded one block at a time, so that memory holds a block,
+the texts and the matrix of scores, however many pairs there are. Every finished block is on disk: an
+interrupted evaluation continues from there. Processes take blocks in turn.
 """
 
 import contextlib
@@ -39,28 +39,28 @@ BEST = 5  # candidates that ranks.jsonl names
 
 
 class Blocks:
-    """Scores of finished blocks, a file each, in a folder named by all that they follow from."""
+    """Scores of finished blocks, a file each, in a folder named after the fingerprint of the evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lock: IO[str] | None = None
 
     def path(self, number: int) -> Path:
-        """Where a block is, or would be."""
+        """The path of a block."""
         return self.folder / f"{number:06d}.npy"
 
     def done(self) -> list[int]:
-        """The numbers of the blocks that are there."""
+        """The numbers of the finished blocks."""
         names = [path.name for path in self.folder.glob("[0-9]*.npy")]
         return sorted(int(name[:6]) for name in names if re.fullmatch(r"[0-9]{6}\.npy", name))
 
     def write(self, number: int, scores: np.ndarray) -> None:
-        """A block (videos, texts): there as a whole or not at all."""
+        """Write a block (videos, texts) atomically."""
         with atomic_path(self.path(number)) as temporary, temporary.open("wb") as file:
             np.save(file, scores)
 
     def read(self, number: int) -> np.ndarray:
-        """A block that is there."""
+        """Read a block."""
         return np.load(self.path(number), allow_pickle=False)
 
     def claim(self, world: World) -> None:
@@ -69,7 +69,7 @@ class Blocks:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = hold(self.folder / "lock")
         if not world.gather(self.lock is not None)[0]:
-            raise UserError(f"{self.folder}: another process is evaluating the same; wait for its end.")
+            raise UserError(f"{self.folder}: another process runs the same evaluation; wait until it ends.")
 
     def discard(self) -> None:
         """Delete all blocks."""
@@ -103,7 +103,7 @@ class Remaining(Batches):
 
 
 def fingerprint(model: RetrievalModel, config: Config, gallery: Gallery, txt: Tensor) -> str:
-    """What scores follow from, in 16 digits: weights, settings, tokens, and the videos' file."""
+    """A digest, 16 digits, of all that determines scores: weights, settings, tokens, the videos' file."""
     digest = hashlib.sha256()
     tsv = gallery.clips.videos.tsv.path
     settings = [getattr(config, key) for key in DECIDES]
@@ -146,7 +146,7 @@ def score_gallery(
     )
     if done:
         log.info(
-            "%d of %d blocks of videos are there from before: %s", len(done), remaining.count, blocks.folder
+            "%d of %d blocks of videos were scored before: %s", len(done), remaining.count, blocks.folder
         )
     new = score_blocks(model, config, world, gallery, remaining, blocks, (txt, mask))
     scores: dict[int, np.ndarray] = {}
@@ -166,7 +166,7 @@ def score_blocks(
     blocks: Blocks,
     words: tuple[Tensor, Tensor],
 ) -> dict[int, np.ndarray]:
-    """This process's blocks, each written as soon as it is scored; texts go by length, which nobody sees."""
+    """Score this process's blocks, writing each at once; texts are sorted by length internally."""
     dtype, device = AMP.get(config.amp, torch.float32), world.device
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     order = words[1].sum(dim=1).argsort(stable=True)
@@ -215,7 +215,7 @@ def rank_rows(scores: np.ndarray, gallery: Gallery) -> list[dict[str, Any]]:
 
 
 def number_of(score: np.floating[Any]) -> float | None:
-    """A score for a JSON file; None where it is no finite number."""
+    """A score for a JSON file; None if it is not finite."""
     return float(score) if np.isfinite(score) else None
 
 
@@ -234,14 +234,14 @@ def write_results(
 def report_figures(
     config: Config, folder: Path, gallery: Gallery, scores: np.ndarray
 ) -> dict[str, float | str]:
-    """Write all that an evaluation leaves in its run folder, and log its figures."""
+    """Write the files of an evaluation to its run folder, and log its figures."""
     found = figures(scores, np.array(gallery.owner))
     rows = rank_rows(scores, gallery)
     row: dict[str, float | str] = {"split": gallery.split, **found}
     write_results(folder, scores, rows, row)
     write_page(folder / "retrieval.html", config.task, report(rows, found, gallery.clips.frames))
     if found["not_finite"]:
-        log.error("%d scores are not finite numbers: their pairs are never found", found["not_finite"])
+        log.error("%d scores are not finite: their pairs count as not found", found["not_finite"])
     for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
         shares = "  ".join(f"R@{depth} {found[f'{way}_r{depth}']:.1%}" for depth in DEPTHS)
         ranks = (found[f"{way}_median"], found[f"{way}_mean"])

@@ -11,8 +11,8 @@ DEPTHS = (1, 5, 10, 50)  # K of R@K
 def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The rank (Q,) of each query's right candidate, 1 the first; of the best where several are right.
 
-    scores: (Q, C); right: bool (Q, C), one True a row at least. Ties never help: a wrong candidate of the
-    same score goes before. A right one without a finite score is not found: its rank is C + 1.
+    scores: (Q, C); right: bool (Q, C), one True a row at least. Ties count as wrong: a wrong
+    candidate of the same score ranks first. Without a finite score the right one is not found: rank C + 1.
     """
     if scores.shape != right.shape or not right.any(axis=1).all():
         raise ValueError(

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from agent import Agent, compile_encoders
 from batch import Mean, Output
-from engine.parallel import choose_parallel, choose_precision, joined, report
-from engine.processes import distributed, meet
-from engine.resume import load_model, load_optimizer, optimizer_state, whole
+from engine.parallel import choose_parallel, choose_precision, report, unsharded
+from engine.processes import agree_on_name, distributed
+from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
 from lib import Config, UserError, World, log
 from masking import mask_batch
 from model import PretrainModel, Violet
@@ -220,11 +220,11 @@ def test_a_state_does_not_depend_on_how_processes_share_the_work(tmp_path, kinds
                 agent.model.train()
                 agent.set_rates()
                 agent.train_step(batches)
-            with joined(agent.model), torch.inference_mode():
+            with unsharded(agent.model), torch.inference_mode():
                 for _ in range(1 + world.rank):  # as many batches as a process has
                     agent.model.eval()(batches[0])
             state = (
-                whole(agent.model.state_dict(), world.is_main),
+                gather_to_cpu(agent.model.state_dict(), world.is_main),
                 optimizer_state(agent.optimizer, world.is_main),
             )
             model, moments = world.gather(state)[0]
@@ -239,9 +239,9 @@ def test_a_group_that_is_started_again_does_not_meet_those_who_died():
     for first in (0, 1, 2, 1):  # who comes first may find what the group before has left
         ranks = sorted(range(3), key=lambda rank: rank != first)
         with ThreadPoolExecutor() as threads:
-            names = [threads.submit(meet, store, ranks[0], 3)]
+            names = [threads.submit(agree_on_name, store, ranks[0], 3)]
             wait(names, timeout=0.1)
-            names += [threads.submit(meet, store, rank, 3) for rank in ranks[1:]]
+            names += [threads.submit(agree_on_name, store, rank, 3) for rank in ranks[1:]]
             (group,) = {name.result(timeout=20) for name in names}
         groups.append(group)
     assert len(set(groups)) == 4

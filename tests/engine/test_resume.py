@@ -120,7 +120,7 @@ def folders(arguments: list[str]) -> list[Path]:
 KILLS = {
     "in a step": lambda: at_call(Agent, "prepared", 6, die),
     "in a save": lambda: at_call(engine, "write_tensors", 5, half_a_file),
-    "between a step and its save": lambda: at_call(Agent, "heed", 2, die),
+    "between a step and its save": lambda: at_call(Agent, "save_or_stop", 2, die),
     "in an evaluation": lambda: at_call(Agent, "evaluate", 1, lambda *a: (a[1].saver.wait(), die())),
     "after an evaluation": lambda: at_call(Agent, "save", 1, die),
 }
@@ -139,7 +139,7 @@ def killed_and_resumed(arguments: list[str], processes: int) -> tuple[Path, Path
         assert codes[0] == -signal.SIGKILL
     assert run([*arguments, "--resume", "auto"], processes=processes) == [0] * processes
     (pieces,) = folders(arguments)
-    assert (pieces / "log.txt").read_text().count("going on with") == len(KILLS)
+    assert (pieces / "log.txt").read_text().count("resuming ") == len(KILLS)
     return straight, pieces
 
 
@@ -383,10 +383,10 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, caplog, mo
         monkeypatch.setattr(resume.log, "propagate", True)
         caplog.clear()
         state = resume.read_state(folder, ALONE)
-        assert "the state before it is used" in caplog.text
+        assert "the previous state is used" in caplog.text
         assert torch.equal(state["model"]["w"], reference["model"]["w"])
     (folder / BEFORE).write_bytes(b"")
-    with pytest.raises(UserError, match="no whole training state"):
+    with pytest.raises(UserError, match="no complete training state"):
         resume.read_state(folder, ALONE)
 
 
@@ -424,17 +424,17 @@ def test_a_full_disk_is_reported_the_run_goes_on_and_the_older_state_is_whole(tm
     monkeypatch.setattr(engine, "write_tensors", write)
     agent = line_agent(tmp_path, save_minutes=0)
     seen = {}
-    original = Agent.heed
+    original = Agent.save_or_stop
 
     def look(self):
         original(self)
         self.saver.wait()
         seen[self.step] = torch.load(self.folder / STATE, weights_only=True)["progress"]["step"]
 
-    monkeypatch.setattr(Agent, "heed", look)
+    monkeypatch.setattr(Agent, "save_or_stop", look)
     agent.fit(Numbers(), None)
     assert seen == {1: 1, 2: 1, 3: 1, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8}
-    assert "could not be written (No space left on device): the run goes on" in capfd.readouterr().err
+    assert "could not be written (No space left on device): the run continues" in capfd.readouterr().err
     assert (agent.folder / FINISHED).exists()  # what failed has been written since
     assert not list(agent.folder.glob(".*"))
 
@@ -464,9 +464,9 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
         pytest.skip("no right to mount a file system")
     try:
         agent = line_agent(tmp_path, save_minutes=0, logging_steps=1)
-        original, filler = Agent.heed, tmp_path / "filler"
+        original, filler = Agent.save_or_stop, tmp_path / "filler"
 
-        def heed(self):
+        def save_or_stop(self):
             self.saver.wait()
             if self.step == 3:
                 with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -478,10 +478,10 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
                 filler.unlink()
             original(self)
 
-        monkeypatch.setattr(Agent, "heed", heed)
+        monkeypatch.setattr(Agent, "save_or_stop", save_or_stop)
         agent.fit(Numbers(), None)
         output = capfd.readouterr().err
-        assert "last.pt could not be written (No space left on device): the run goes on" in output
+        assert "last.pt could not be written (No space left on device): the run continues" in output
         state = resume.read_state(agent.folder, ALONE)
         assert state["progress"]["step"] == 8
         steps = [row["step"] for row in lines(agent.folder / "metrics.jsonl")]
@@ -514,7 +514,7 @@ def test_fp16_skips_such_a_step_and_the_mean_leaves_it_out(tmp_path):
     assert agent.scaler.get_scale() == 64 / 4
     for row in lines(agent.folder / "metrics.jsonl"):
         assert row["skipped"] == 0.25 and 0 < row["error"] < 1000
-    with pytest.raises(FloatingPointError, match="no loss scale"):
+    with pytest.raises(FloatingPointError, match="not finite with any loss scale"):
         fit(tmp_path, Numbers(length=20, spoilt=0), amp="fp16", logging_steps=1, lr=1e20)
 
 

@@ -68,7 +68,7 @@ def test_didemo_names_are_found_whatever_their_endings(tmp_path: Path, capsys) -
         made = [row[0] for row in read_rows(tmp_path / f"out_{folder}", "img_x.tsv", name="")]
         ids = ["11@N01_1_aa", "22@N01_2_bb", "33@N01_3_cc", "44@N01_4_dd", "55@N01_5_ee"]
         assert made == ids[: len(files)]
-        assert "2 files passed over (neither video nor picture, or hidden): ._hidden.mp4, list.txt" in (
+        assert "2 files ignored (neither video nor picture, or hidden): ._hidden.mp4, list.txt" in (
             capsys.readouterr().out
         )
 

@@ -163,7 +163,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, "none", 1, 0.5, 0.2)
     study.run_all(options)
     assert sorted(started) == [["depth, true", "1"], ["depth, true", "2"], ["none", "2"]]
-    assert "1 of 4 runs are there" in capsys.readouterr().out
+    assert "1 of 4 runs are done" in capsys.readouterr().out
 
 
 def write_run(folder: Path, condition: str, seed: int, answered: float, found: float) -> None:

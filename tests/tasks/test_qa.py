@@ -165,7 +165,7 @@ def test_a_pretraining_checkpoint_loads_and_a_head_may_start_anew(pretrained, ki
                 assert torch.equal(value, state[key]) != reinit
             elif not key.startswith((head, "emb_task")):
                 assert torch.equal(value, state[key])
-    assert (kind is MaskModel) == ("starting anew: emb_task" in caplog.text)
+    assert (kind is MaskModel) == ("missing, random weights: emb_task" in caplog.text)
     assert f"reinit_head: {head} starts from random weights" in caplog.text
 
 
@@ -427,7 +427,7 @@ def test_a_config_of_another_task_and_a_wrong_number_of_options(monkeypatch, arg
         run(monkeypatch, main_qamc_tsv, arguments("open"))
     with pytest.raises(UserError, match="runs configs of type 'qaoe'; this one is of type 'qamc'"):
         run(monkeypatch, main_qaoe_tsv_lsmdc_fib, arguments("gen"))
-    with pytest.raises(UserError, match="it has 5 options, size_option is 4"):
+    with pytest.raises(UserError, match="it has 5 options, not 4; set size_option"):
         run(monkeypatch, main_qamc_tsv, [*arguments("qamc"), "--size_option", "4"])
     with pytest.raises(UserError, match="it has 0 options"):  # an open-ended file
         arguments("open")

@@ -168,7 +168,7 @@ def test_msrvtt_9k_and_1k_a(data, capsys):
     for role, file in {"info": "MSRVTT_data.json", "train": "MSRVTT_train.9k.csv"}.items():
         assert f"{role}: {data.parent / 'public' / file}" in said
     (data.parent / "public/MSRVTT_JSFUSION_test.csv").unlink()
-    with pytest.raises(UserError, match=r"goes with MSRVTT_JSFUSION_test\.csv: .* --file test=PATH"):
+    with pytest.raises(UserError, match=r"is needed with MSRVTT_JSFUSION_test\.csv: .* --file test=PATH"):
         convert("msrvtt-retrieval", data, {})
     listed = table([["video_id"], ["video1"], ["video77"]])
     with pytest.raises(UserError, match=r"1 videos of .* the first video77; if that is two files"):
@@ -385,7 +385,7 @@ def test_lsmdc_blanks(data, question_bert):
         (
             "msrvtt-mc",
             {"mc_test.json": [{"video": "video1", "options": ["red", None], "answer": 0}]},
-            "question 0 of test: its option_1 is None, which is no text",
+            "question 0 of test: its option_1 is None, not a string",
         ),
         ("msrvtt-mc", {"MC_test.csv": 'video_id,a1,a2,answer\nvideo1,"red,up,0\n'}, "line 2 is not readable"),
         ("msvd-qa", {"youtube_mapping.txt": "vid1\n"}, "a line is a video's name, a space, its number"),
@@ -413,7 +413,7 @@ def test_a_file_that_is_there_twice_is_not_guessed(data):
     for folder in ("MSRVTT-QA", "MSVD-QA"):
         (data.parent / "public" / folder).mkdir(parents=True)
         (data.parent / "public" / folder / "train_qa.json").write_text("[]")
-    with pytest.raises(UserError, match=r"MSVD-QA/train_qa\.json: which of them\? .* --file train=PATH"):
+    with pytest.raises(UserError, match=r"MSVD-QA/train_qa\.json: several files match: .* --file train=PATH"):
         convert("msrvtt-qa", data, {})
     (data.parent / "public/MSRVTT-QA/train_qa.json").rename(data.parent / "public/MSRVTT-QA/._train_qa.json")
     assert Public(data.parent / "public").find("train", "*train_qa.json").parent.name == "MSVD-QA"

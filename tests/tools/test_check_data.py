@@ -116,7 +116,7 @@ def pair_beyond(folder):
         (damage_frame, "ERROR", "rows that cannot be decoded", r"a\.img\.tsv row 5: frame 5"),
         (drop_frames, "note", "rows of fewer than 4 frames", "row 5: 2"),
         (old_index, "ERROR", "indices that are not their file's", "delete its index"),
-        (other_caption, "ERROR", "pairs without the caption of their row", "pair 3: .* is that of 'b3'"),
+        (other_caption, "ERROR", "pairs without the caption of their row", "pair 3: .* belongs to 'b3'"),
         (same_id, "ERROR", "ids that come twice", "a3: 2 times"),
         (long_caption, "note", "captions cut to size_txt 40", "82 tokens"),
         (pair_beyond, "ERROR", "pairs whose row does not exist", r"pair 12: \[0, 12, 0\]"),

@@ -261,7 +261,7 @@ def test_tsv_frames_are_kept_as_they_are(tmp_path: Path, capsys: pytest.CaptureF
     source.write_bytes(b"\n".join(rows))  # without a line break at the end
     captions = write_json(tmp_path / "c.json", {id_: [f"caption {id_}"] for id_ in "abdefgxy"})
     run(source, tmp_path / "out", "--captions", captions)
-    assert "old.tsv has nothing for the captions of 2 ids, the first x" in capsys.readouterr().out
+    assert "old.tsv has no file for the captions of 2 ids, first x" in capsys.readouterr().out
     assert (tmp_path / "out/x.img.tsv").read_bytes() == b"a\t%s\nb\t%s\n" % (jpeg, longer)
     assert read_captions(tmp_path / "out") == {"a": ["caption a"], "b": ["caption b"]}
     assert yaml.safe_load((tmp_path / "out/x.yaml").read_text())["image"] is True
@@ -312,7 +312,7 @@ def test_a_little_missing_is_let_pass(tmp_path: Path) -> None:
 
 def test_no_row_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("not a video")
-    with pytest.raises(UserError, match="not one row could be made"):
+    with pytest.raises(UserError, match="no row could be made"):
         run(write_csv(tmp_path / "c.csv", [("a.mp4", "a clip")]), tmp_path / "out")
     assert set(all_bytes(tmp_path / "out")) == {"x.failures.tsv"}
 

@@ -93,7 +93,8 @@ def test_withheld_answers_are_predicted(own, monkeypatch, tmp_path):
     predicted = [json.loads(line) for line in (run / "predictions_test_1.jsonl").open()]
     assert [(line["answer"], line["right"], len(line["best"])) for line in predicted] == [(None, None, 2)] * 2
     assert (
-        "test: the file has no answers: they are predicted, without accuracy" in (run / "log.txt").read_text()
+        "test: the file has no answers: the split is predicted, without accuracy"
+        in (run / "log.txt").read_text()
     )
 
 
@@ -132,7 +133,7 @@ def test_a_table_that_cannot_be_used_says_where(own, content, message):
 def test_an_unknown_key_and_a_name_that_is_none(own):
     with pytest.raises(UserError, match="did you mean 'size_img'"):
         own(table(*TABLES["main_retrieval_tsv.py"]), "--size_imgs", "3")
-    with pytest.raises(UserError, match="is no name for a dataset"):
+    with pytest.raises(UserError, match="is not a valid dataset name"):
         own(table(*TABLES["main_retrieval_tsv.py"]), "--name", "../x")
 
 
@@ -160,7 +161,7 @@ def test_the_log_of_a_run_says_all_that_its_result_hangs_on(own, monkeypatch, tm
         r"commit \w+",
         r"python 3\.\d+",
         r"torch \d",
-        "this one: .*cpu",
+        "this process: .*cpu",
         "train: 3 questions",
         "step 1: loss",
     ):

@@ -133,7 +133,7 @@ def test_a_name_that_is_no_utf8_is_left_out_at_once_and_the_folder_stays_as_it_i
     search.main([str(folder), "a red star", "--cache", str(folder.parent / "kept"), *checkpoint])
     out, err = capsys.readouterr()
     assert table(out).keys() == {"one.avi", "two.avi", "a & b/three.avi"}
-    assert err.startswith(r"left out: caf\udce9.avi: its name is no printable UTF-8; rename it")
+    assert err.startswith(r"left out: caf\udce9.avi: its name is not printable UTF-8; rename it")
     assert sorted(os.listdir(os.fsencode(folder))) == before
     assert [path.name[:7] for path in (folder.parent / "kept").iterdir()] == ["videos-"]
     assert not (folder.parent / "_snapshot").exists()

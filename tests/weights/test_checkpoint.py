@@ -80,7 +80,7 @@ def test_a_head_that_is_missing_is_named_and_a_backbone_key_is_an_error(tmp_path
     report = load_checkpoint(model, str(tmp_path / "a.pt"))
     assert report.missing == ["fc.1.weight", "fc.1.bias", "fc.3.weight", "fc.3.bias"]
     assert {key.split(".")[0] for key in report.unexpected} == {"fc_mtm", "emb_task"}
-    assert re.search(r"missing, starting anew: fc\.1\.weight, .*not used: emb_task", str(report), re.DOTALL)
+    assert re.search(r"missing, random weights: fc\.1\.weight, .*not used: emb_task", str(report), re.DOTALL)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = {k: torch.zeros_like(v) for k, v in source.state_dict().items() if not k.startswith("trsfr")}
     torch.save(state, tmp_path / "a.pt")
