@@ -118,12 +118,20 @@ def chart(title: str, lines: Mapping[str, Points], dots: Points = (), level: flo
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    grey = dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), "#888888")
+    grey: dict[Any, str] = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), "#888888"
+    )
     with rc_context({"svg.fonttype": "none", "font.size": 8, **grey}):
         figure = Figure(figsize=(3.2, 2.0), layout="constrained")
         axis = figure.add_subplot()
         for name, line in lines.items():
-            axis.plot([x for x, _ in line], [y for _, y in line], color=COLOURS[name], linewidth=1.5)
+            axis.plot(
+                [x for x, _ in line],
+                [y for _, y in line],
+                color=COLOURS[name],
+                linewidth=1.5,
+                marker="." if len(line) == 1 else "",
+            )
         axis.plot([x for x, _ in dots], [y for _, y in dots], "o", color=COLOURS["ours"], markersize=5)
         if level is not None:
             axis.axhline(level, color="#888888", linestyle="--", linewidth=1)
