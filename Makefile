@@ -11,7 +11,11 @@ READY := .venv/.ready
 .PHONY: demo test lint bench study
 
 demo: $(READY)
-	.venv/bin/python -m demo.run
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
+	{ echo "make demo stopped: the stage that failed and its log are named above."; exit 1; }
+	@$(PY) -m demo.run --data $(DATA) --output $(RUN) --seed $(SEED)
+
+include demo/demo.mk
 
 test: $(READY)
 	.venv/bin/python -m pytest

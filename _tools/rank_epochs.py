@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import root  # noqa: F401
 from engine.arguments import load_config
@@ -34,7 +35,7 @@ def epochs_of(folder: Path, task: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def rank(config: Config, world: World, path: Path, split: str) -> dict[str, float | str]:
+def rank(config: Config, world: World, path: Path, split: Literal["test", "val"]) -> dict[str, float | str]:
     """The figures of a checkpoint on a split, on every process."""
     found = evaluate(dataclasses.replace(config, path_ckpt=str(path), eval_split=split), world)
     return world.gather(found)[0]

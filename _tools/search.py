@@ -14,7 +14,6 @@ a minute on a laptop, after `make demo`:
 import argparse
 import dataclasses
 import hashlib
-import html
 import json
 import os
 import sys
@@ -42,7 +41,7 @@ from media.tokens import Tokens
 from media.tsv import BadRow, Videos
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.model import RetrievalModel
-from tasks.retrieval.pages import SCRIPT, article, figure, player, strip, write_page
+from tasks.retrieval.pages import TEMPLATES, render, strip, write_page
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from weights.tensor_files import checkpoint_in
 
@@ -188,23 +187,15 @@ def search(
 def page(path: Path, source: Source, texts: list[str], found: list[list[tuple[str, float]]]) -> None:
     """A page of thumbnails; videos of a folder play."""
 
-    def media(name: str) -> str:
+    def shown_as(name: str, score: float) -> dict[str, str | float]:
         picture = strip(source.thumbnail(name), count=1, height=THUMBNAIL.size * 9 // 16)
-        if not source.is_folder:
-            return f'<img alt="a frame of {html.escape(name)}" src="{picture}">'
         place = os.path.relpath((source.path / name).resolve(), path.resolve().parent)
-        return player(urllib.parse.quote(place), picture)
+        address = urllib.parse.quote(place) if source.is_folder else ""
+        return {"name": name, "score": score, "picture": picture, "source": address}
 
-    parts = [
-        article(
-            text,
-            [figure(media(name), f"{i}. {name} ({score:.2f})") for i, (name, score) in enumerate(best, 1)],
-        )
-        for text, best in zip(texts, found, strict=True)
-    ]
-    if source.is_folder:
-        parts.append(f"<script>{SCRIPT}</script>")
-    write_page(path, f"Search in {source.path.resolve().name}", parts)
+    searches = [(text, [shown_as(*video) for video in best]) for text, best in zip(texts, found, strict=True)]
+    body = render(TEMPLATES / "search.html", searches=searches, plays=source.is_folder)
+    write_page(path, f"Search in {source.path.resolve().name}", body)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -161,8 +161,9 @@ class Recorder:
         except OSError as error:
             log.error("%s: figures could not be written (%s): the run continues.", self.folder / file, error)
         with self._on_board():
-            for name, value in named.items() if self.board is not None else ():
-                self.board.add_scalar(name, value, row["step"])
+            if self.board is not None:
+                for name, value in named.items():
+                    self.board.add_scalar(name, value, row["step"])
         if self.wandb is not None:
             self.wandb.log(named, step=row["step"])
 

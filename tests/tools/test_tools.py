@@ -9,10 +9,8 @@ import torch
 
 import show_mvm
 from demo import backbone as make_backbone
-from demo import make as make_demo
 from demo import run as run_demo
 from demo import scores as demo_scores
-from engine.arguments import load_config
 from lib import Config, UserError
 from model import PretrainModel
 from tests.conftest import SWIN, noise_teachers, tiny_bert, write_corpus
@@ -141,46 +139,6 @@ def test_tables_of_the_demo():
     )
     assert heads.split() == ["accuracy", "no", "pre-training"]
     assert row.split() == ["five", "options", "50.0%", "25.0%"]
-
-
-def test_the_demos_arguments_are_known_to_its_programs(tmp_path):
-    sizes = [f"--{name.replace('_', '-')}={size}" for name, size in run_demo.QUICK.items()]
-    options = make_demo.parse_arguments(sizes)
-    assert options.names_val == run_demo.QUICK["names_val"]
-    demo = run_demo.Demo(tmp_path, tmp_path / "out", seed=3, quick=True)
-    config = load_config("pretrain", demo.pretraining())
-    assert (config.txt_backbone, config.seed, config.max_steps) == (f"{tmp_path}/bert", 3, 4)
-    assert config.val_yaml == {"demo": f"{tmp_path}/val.yaml"}
-    for task in run_demo.TASKS:
-        kind = {"demo-action": "qamc", "demo-retrieval": "retrieval"}.get(task, "qaoe")
-        config = load_config(kind, demo.task(task, run_demo.ENCODER))
-        assert (config.task, config.path_output) == (task, str(tmp_path / "out" / run_demo.ENCODER))
-
-
-def test_stages_of_the_demo_come_after_what_they_read(tmp_path):
-    jobs = {job.name: job for job in run_demo.Demo(tmp_path, tmp_path / "out").jobs()}
-    assert len(jobs) == 5 + 2 * len(run_demo.TASKS)
-    names = list(jobs)
-    for name, job in jobs.items():
-        assert all(names.index(before) < names.index(name) for before in job.after)
-    assert jobs["video encoder"].after == ("data check",)
-    assert "pre-training" in jobs["five options"].after
-    assert "pre-training" not in jobs["five options, no pre-training"].after
-
-
-def test_files_that_an_older_version_made_are_made_anew(tmp_path):
-    class Refuses:
-        ended, ran = False, []
-
-        def run(self, *command):
-            self.ran.append(command)
-            if command[0].endswith("make_tsv.py") and "--overwrite" not in command:
-                raise run_demo.Failed("it was made with other settings")
-
-    stage = Refuses()
-    run_demo.Demo(tmp_path, tmp_path / "out").make_world(stage)
-    made = [command for command in stage.ran if command[0].endswith("make_tsv.py")]
-    assert ["--overwrite" in command for command in made] == [False, True] * len(run_demo.WORLD)
 
 
 def test_figures_of_the_demo_are_those_of_its_runs(tmp_path):
