@@ -5,9 +5,11 @@ import difflib
 import json
 import logging
 import logging.handlers
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 # torch is not imported here: it takes two seconds, and mistakes in a command are reported before. Ranges are
@@ -39,19 +41,20 @@ else:
 log = logging.getLogger("violet")
 MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
+
+def registered_targets() -> tuple[str, ...]:
+    """The names under which mvm_targets.py registers its classes.
+
+    They are read from its text, since importing it would import torch.
+    """
+    text = Path(__file__).with_name("mvm_targets.py").read_text()
+    return tuple(re.findall(r'^@register\("(\w+)"\)', text, re.MULTILINE))
+
+
 NAMES = {  # the keys that hold names, and the names they may hold
     "pretrain_tasks": ("mlm", "vtm", "mvm"),
     "pretrain_masks": ("rm", "bm", "am"),
-    "mvm_target": (
-        "3d_feature",
-        "2d_feature",
-        "2d_clip_feature",
-        "pixel",
-        "hog",
-        "optical_flow",
-        "depth",
-        "vq",
-    ),
+    "mvm_target": registered_targets(),
     "img_transform": ("img_rand_crop", "vid_rand_crop", "img_center_crop", "pad_resize"),
 }
 

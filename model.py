@@ -19,7 +19,8 @@ from batch import Batch, Mean, Output, best_alone
 from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
 from lib import Config, UserError, log
 from mvm_targets import make_targets, name_heads
-from teachers.base import Teacher, make_teachers
+from teachers.base import Teacher
+from teachers.make import make_teachers
 from video_swin import SIZES, Block, Size, VideoSwin
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import Report, load_checkpoint

@@ -23,8 +23,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import make_tsv
 import root  # noqa: F401
+from _tools import make_tsv
 from lib import run_script
 
 

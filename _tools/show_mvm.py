@@ -65,8 +65,12 @@ def colour_map(made: Tensor, truth: Tensor) -> Colours:
     from matplotlib import colormaps
 
     low, high = truth.amin(dim=(1, 2, 3, 4), keepdim=True), truth.amax(dim=(1, 2, 3, 4), keepdim=True)
-    scaled = [((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)[:, :, 0].numpy() for x in (made, truth)]
-    return tuple(colormaps["inferno"](x)[..., :3] for x in scaled)  # type: ignore[return-value]
+
+    def colour(values: Tensor) -> np.ndarray:
+        share = ((values - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        return colormaps["inferno"](share[:, :, 0].numpy())[..., :3]
+
+    return colour(made), colour(truth)
 
 
 def wheel(made: Tensor, truth: Tensor) -> Colours:
@@ -114,6 +118,13 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
     "2d_clip_feature": components,
     "vq": words,
 }
+
+
+def colours_of(name: str, truth: Tensor) -> Callable[[Tensor, Tensor], Colours]:
+    """The colours of a target: those of `COLOURS`, or else those that its truth's channels suggest."""
+    by_channels = {1: grey, 2: wheel, 3: natural}
+    kind = by_channels.get(truth.shape[2], components) if truth.is_floating_point() else words
+    return COLOURS.get(name, kind)
 
 
 def channels_last(pictures: Tensor) -> np.ndarray:
@@ -249,11 +260,11 @@ def main(arguments: list[str] | None = None) -> None:
         name: (made.cpu().float(), truth.cpu().float())
         for name, (made, truth) in reconstruct(model, batch).items()
     }
-    captions = [tokens.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["txt"]]
+    captions = [str(tokens.tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch["txt"]]
     seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
     for name, pair in pairs.items():
-        made, truth = COLOURS[name](*pair)
+        made, truth = colours_of(name, pair[1])(*pair)
         path = Path(options.output or folder) / f"mvm_{name}.png"
         draw(
             [*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)],

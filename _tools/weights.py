@@ -6,14 +6,16 @@
     python _tools/weights.py export _snapshot/_TASK_TIME --output mine
 
 `check` reads every file of weights in `_snapshot/` as the scripts will, and says which configs of `_args/`
-can run; it exits with 1 where a file is damaged. `fetch` goes on where it was interrupted, and a file has its
-name only when it is whole and verified. `export` writes model.safetensors and config.json, which violet.py
-loads, and the state dict in the layout of the published code (`--KEY VALUE` overrides a key of the config).
+can run; it exits with 1 where a file is damaged. `fetch` gives a file its name only when it is complete and
+verified; a model of the Hugging Face hub goes into the hub's own cache, where a run finds it. `export` writes
+model.safetensors and config.json, which violet.py loads, and the state dict in the layout of the published
+code (`--KEY VALUE` overrides a key of the config).
 Each takes seconds on a laptop.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, equal
 
 import root  # noqa: F401
-from _tools.convert.download import Wanted, fetch, sha256_of
+from _tools.convert.download import fetch
 from engine.arguments import load_config
 from engine.resume import write_tensors
 from lib import Config, UserError, lookup, run_script
@@ -31,8 +33,8 @@ from media.files import atomic_path, read_json, writing
 from teachers.dalle_encoder import load_dalle
 from violet import load
 from weights.checkpoint import is_ignored
-from weights.needs import lacking
-from weights.published import ABLATION, PUBLISHED, Published, published
+from weights.needs import WEIGHTS, lacking, offered
+from weights.published import ABLATION, HUB, PUBLISHED, Published, download, published
 from weights.tensor_files import checkpoint_in, read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,8 +63,6 @@ def check(options: argparse.Namespace) -> None:
         wrong = fault(path)
         damaged += bool(wrong)
         print(f"{'ERROR' if wrong else 'ok':<6} {path}: {wrong or contents(path)}")
-    for part in sorted(options.folder.glob(".*.part")):
-        print(f"note   {part}: the beginning of a file; fetch goes on with it")
     if not files:
         print(f"{options.folder} holds no weights yet; `list` says what there is.")
     print()
@@ -90,8 +90,11 @@ def fault(path: Path) -> str:
     size = path.stat().st_size
     if entry and entry.bytes and size != entry.bytes:
         return f"it has {size} bytes, not the published {entry.bytes}"
-    if entry and entry.sha256 and not (digest := sha256_of(path)).startswith(entry.sha256):
-        return f"its sha256 is {digest}, not {entry.sha256}..."
+    if entry and entry.sha256:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(entry.sha256):
+            return f"its sha256 is {digest}, not {entry.sha256}..."
     return unreadable(path, path.name)
 
 
@@ -134,13 +137,17 @@ def fetch_all(options: argparse.Namespace) -> None:
 
 def fetch_one(name: str, entry: Published, folder: Path) -> str:
     """Download one file; what is said of it then."""
+    if entry.page.startswith(HUB):
+        if not offered(name):
+            raise UserError(f"{name}: no connection to {entry.page}.")
+        return f"{name}: {download(name, entry.purpose, ('*.json', '*.txt', *WEIGHTS))}"
     path = folder / name
     if not entry.direct:
         raise UserError(f"{name} has no address of its own: see {entry.page}.")
     if path.is_file() and not fault(path):
-        return f"{path} is there and whole"
-    print(f"{name}: asking {entry.page}", flush=True)
-    fetch(Wanted(entry.page, path, entry.bytes, entry.sha256), verify=lambda part: unreadable(part, name))
+        return f"{path} exists and is complete"
+    print(f"{name}: from {entry.page}", flush=True)
+    fetch(entry.page, path, entry.sha256, verify=lambda part: unreadable(part, name))
     return f"{path}: {contents(path)}"
 
 

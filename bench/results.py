@@ -39,8 +39,8 @@ from model import PretrainModel
 from mvm_targets import TARGETS, make_targets
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
-from teachers.base import make_teachers
 from teachers.hog import hog_picture
+from teachers.make import make_teachers
 from video_swin import SIZES, VideoSwin
 
 Row = dict[str, Any]

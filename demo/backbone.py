@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -134,9 +135,9 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def optimizers(model: Namer, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the backbone's matrices, in a third of AdamW's steps here; AdamW for the rest."""
-    named = model.backbone.named_parameters()
+    named = list(cast(nn.Module, model.backbone).named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "bias_table" not in name]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -146,7 +147,7 @@ def optimizers(model: Namer, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(model: Namer, clips: Clips, frames: int, steps: int, batch: int, lr: float, seed: int) -> None:
+def train(model: nn.Module, clips: Clips, frames: int, steps: int, batch: int, lr: float, seed: int) -> None:
     """`steps` on clips of so many frames; on single pictures behaviour cannot be named and is left out."""
     device = next(model.parameters()).device
     random = np.random.default_rng(seed)

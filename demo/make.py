@@ -113,7 +113,7 @@ def arrangement(chance: random.Random, objects: list[Object]) -> tuple[tuple[str
     early, late = sorted(objects, key=lambda item: item.begin)
     if early.end < late.begin:
         return ONE_AFTER_THE_OTHER, [early, late]
-    choices = [(TWO_OBJECTS, objects)] * 2
+    choices: list[tuple[tuple[str, ...], list[Object]]] = [(TWO_OBJECTS, objects)] * 2
     for first, second in (objects, objects[::-1]):
         poses = [(first.pose(frame), second.pose(frame)) for frame in range(FRAMES)]
         if all(b.x - a.x > 20 for a, b in poses):
@@ -150,8 +150,8 @@ def vocabulary() -> list[str]:
     letters = [*string.ascii_lowercase, *string.digits]
     tables = (SIZE_WORDS, COLOUR_WORDS, SHAPE_WORDS, BEHAVIOUR_WORDS)
     phrases = [phrase for table in tables for name, words in table.items() for phrase in (name, *words)]
-    sentences = ONE_OBJECT + TWO_OBJECTS + THREE_OBJECTS
-    sentences += ONE_AFTER_THE_OTHER + SIDE_BY_SIDE + ONE_ABOVE_THE_OTHER
+    sentences = [*ONE_OBJECT, *TWO_OBJECTS, *THREE_OBJECTS]
+    sentences += (*ONE_AFTER_THE_OTHER, *SIDE_BY_SIDE, *ONE_ABOVE_THE_OTHER)
     words = re.findall(r"[a-z]+", " ".join([*phrases, *sentences, *TEXTURES, QUESTION_WORDS]))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [*letters, *(f"##{letter}" for letter in letters), *string.punctuation]

@@ -65,7 +65,7 @@ class Demo:
         """What gives the frames of a clip; raises `BadRow` or `KeyError` where they are not there."""
         path = Path(self.result["data"]) / "img_demo.tsv"
         if not path.is_file():
-            return {}.__getitem__
+            return dict[str, Frames]().__getitem__
         videos = Videos(path)
         return lambda name: row_frames(videos[name], path.parent)
 

@@ -21,7 +21,7 @@ from masking import NEGATIVES, mask_batch
 from media.files import atomic_path
 from media.tokens import Tokens
 from mvm_targets import make_targets
-from teachers.base import make_teachers
+from teachers.make import make_teachers
 
 Question = dict[str, Any]
 

@@ -284,7 +284,7 @@ def place(chance: random.Random, length: int, reach: float, way: float) -> float
 
 def choose_object(
     chance: random.Random,
-    kind: dict[str, str],
+    kind: dict[str, Any],
     span: tuple[int, int],
     depth: int,
     frame_size: tuple[int, int],
@@ -378,11 +378,11 @@ def load_scenes(path: Path) -> list[Scene]:
     scenes = []
     for line in path.read_text().splitlines():
         fields = json.loads(line)
-        colours = tuple(map(tuple, fields["background"].pop("colours")))
+        first, second = map(tuple, fields["background"].pop("colours"))
         objects = tuple(
             Object(**item | {"rgb": tuple(item["rgb"]), "hidden": tuple(item["hidden"])})
             for item in fields["objects"]
         )
-        background = Background(colours=colours, **fields["background"])
+        background = Background(colours=(first, second), **fields["background"])
         scenes.append(Scene(fields["id"], fields["width"], fields["height"], background, objects))
     return scenes

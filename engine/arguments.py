@@ -59,7 +59,7 @@ TASKS = {
     "lsmdc-fib": "main_qaoe_tsv_lsmdc_fib",
 }
 # keys that the args.json of a checkpoint decides, as published; the second group in evaluation alone
-OF_CHECKPOINT = ("mask_pos", "text_rules", "vis_backbone", "vis_backbone_size")
+OF_CHECKPOINT: tuple[str, ...] = ("mask_pos", "text_rules", "vis_backbone", "vis_backbone_size")
 OF_CHECKPOINT += ("txt_backbone", "txt_backbone_embed_only", "fusion_encoder", "tokenizer")
 OF_EVALUATION = ("size_frame", "size_txt", "size_img", "img_transform")
 FOLDERS = ("txt_backbone", "fusion_encoder", "tokenizer")
@@ -185,7 +185,7 @@ def make_parser(script: str) -> jsonargparse.ArgumentParser:
     groups: dict[str, Any] = {}
     for field in FIELDS.values():
         title = field.metadata["group"]
-        group = groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = script not in SCRIPTS or script in field.metadata["scripts"]
         text = " ".join((texts[field.name] or "").split()) if shown else jsonargparse.SUPPRESS
@@ -227,11 +227,13 @@ def adopt_checkpoint_args(script: str, config: Config, options: Values) -> Confi
     file = (path if path.is_dir() else path.parent) / "args.json"
     if not config.path_ckpt or not file.is_file():
         return config
-    stored = read_file(file)
     names = OF_CHECKPOINT
     if script == "eval_retrieval_tsv" or not config.size_epoch:
         names += OF_EVALUATION
-    content = {name: value for name, value in read_file(file).items() if name in names}
+    content = read_file(file)
+    if "accumulate" in content:  # a run of ours; before there was a choice, texts were cut by the fixed rules
+        content.setdefault("text_rules", "fixed")
+    content = {name: value for name, value in content.items() if name in names}
     stored = Config(**parse(script, {**content, "type": config.type}))
     taken = {}
     for name in content:

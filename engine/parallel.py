@@ -1,8 +1,9 @@
 """Parallel training (DDP, ZeRO-1, FSDP2) and precision."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,10 @@ from torch.optim import AdamW, Optimizer
 from lib import Config, UserError, World, log
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# the argument's name from torch 2.13 on, and before
+ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in ARGUMENTS else "broadcast_buffers"
 
 
 def choose_precision(config: Config, device: torch.device) -> str:
@@ -57,16 +62,18 @@ def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
         return shard(model, world)
     # static_graph finds the tensors of an output in tuples and dicts alone: given a dataclass, as a model's
     # `Output` is, it exchanges no gradients, and says nothing
-    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, **options)
 
 
 def shard(model: nn.Module, world: World) -> nn.Module:
     """FSDP2: a layer's parameters are gathered only while the layer computes."""
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # each process has drawn its own
+    units = cast(tuple[type[nn.Module], ...], model.fsdp_units)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in model.modules():
-        if isinstance(module, model.fsdp_units):
+        if isinstance(module, units):
             fully_shard(module, mesh=mesh)
             if hasattr(module, "attention_map"):
                 register_fsdp_forward_method(module, "attention_map")

@@ -24,53 +24,6 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
     return torch.stack([torch.stack([torch.stack([m.total, m.count]) for m in row.values()]) for row in rows])
 
 
-class Board:
-    """TensorBoard's file of a run. What a full disk keeps from it goes to a new one, once there is room."""
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self.folder, self.purge_step = folder, purge_step
-        self.writer: SummaryWriter | None = None
-        self.unsure: list[tuple[int, dict[str, float]]] = []  # given to a writer, maybe not yet on the disk
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        """Write figures; raises `OSError`, here or at a later call, if they do not fit."""
-        self.unsure.append((step, figures))
-        with self.giving_up():
-            rows = self.unsure[-1:] if self.writer else self.unsure
-            if self.writer is None:
-                self.writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-            for at, row in rows:
-                for name, value in row.items():
-                    self.writer.add_scalar(name, value, at)
-
-    def flush(self) -> None:
-        """Have all of it written; raises `OSError` if it does not fit."""
-        if self.writer is not None:
-            with self.giving_up():
-                self.writer.flush()
-            self.unsure.clear()
-
-    def close(self) -> None:
-        """As `flush`, and close the file."""
-        with contextlib.suppress(OSError):  # a full disk has been reported
-            self.flush()
-        if self.writer is not None:
-            self.writer.close()
-
-    @contextlib.contextmanager
-    def giving_up(self) -> Iterator[None]:
-        """A writer that has failed once never writes again: another takes its place."""
-        try:
-            yield
-        except OSError:
-            if self.writer is not None:
-                with contextlib.suppress(OSError):
-                    self.writer.close()
-            self.writer = None
-            self.purge_step = self.unsure[0][0] if self.unsure else None
-            raise
-
-
 class Recorder:
     """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
 
@@ -83,7 +36,7 @@ class Recorder:
     def __init__(self, folder: Path, world: World, total: int, logger: str = "") -> None:
         self.folder, self.world, self.logger = folder, world, logger
         self.bar = tqdm(total=total, unit="step", disable=not world.is_main, dynamic_ncols=True)
-        self.board: Board | None = None
+        self.board: SummaryWriter | None = None
         self.wandb: Any = None
         self.window: list[dict[str, Mean]] = []
         self.rates: dict[str, float] = {}
@@ -107,14 +60,15 @@ class Recorder:
         for file, size in state.get("sizes", {}).items():
             if file in self.files:
                 cut(self.folder / file, size)
-        self.board = Board(self.folder, purge_step=step + 1 if state else None)
+        with self._on_board():
+            self.board = SummaryWriter(str(self.folder), purge_step=step + 1 if state else None)
         if self.logger == "wandb":
             self.wandb = start_wandb(self.folder, config)
 
     def state(self) -> dict[str, Any]:
         """What `go_on` needs: the steps not yet written, and how much is."""
-        if self.board is not None:
-            with contextlib.suppress(OSError):  # reported when the next figures come
+        with self._on_board():
+            if self.board is not None:
                 self.board.flush()
         paths = [self.folder / file for file in self.files]
         return {
@@ -199,25 +153,41 @@ class Recorder:
         self.since = time.perf_counter()
 
     def _write(self, file: str, row: dict[str, float], group: str) -> None:
-        if self.board is None:
+        if not self.world.is_main:
             return
         named = {f"{group}/{name}": value for name, value in row.items() if name not in ("step", "epoch")}
         try:
             append(self.folder / file, json.dumps(row) + "\n")
         except OSError as error:
             log.error("%s: figures could not be written (%s): the run continues.", self.folder / file, error)
-        try:
-            self.board.add(int(row["step"]), named)
-        except OSError as error:
-            log.error("TensorBoard: not written yet (%s): the run goes on.", error)
+        with self._on_board():
+            for name, value in named.items() if self.board is not None else ():
+                self.board.add_scalar(name, value, row["step"])
         if self.wandb is not None:
             self.wandb.log(named, step=row["step"])
+
+    @contextlib.contextmanager
+    def _on_board(self) -> Iterator[None]:
+        """Inside, TensorBoard is written. A failed writer never writes again, which is logged once."""
+        try:
+            yield
+        except OSError as error:
+            board, self.board = self.board, None
+            log.error(
+                "TensorBoard: %s: its last figures and all later ones are missing until the run is resumed; "
+                "metrics.jsonl and eval.jsonl have them.",
+                error,
+            )
+            with contextlib.suppress(OSError):
+                if board is not None:
+                    board.close()
 
     def close(self) -> None:
         """End the progress bar, the TensorBoard file and the logger."""
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        with self._on_board():
+            if self.board is not None:
+                self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
 

@@ -73,7 +73,7 @@ def turned(pose: Pose) -> np.ndarray:
 
 def fingerprint(frame: Tensor) -> int:
     """(3, S, S) uint8 -> 8 bytes that tell it from other frames."""
-    digest = hashlib.blake2b(np.ascontiguousarray(frame.numpy()), digest_size=8).digest()
+    digest = hashlib.blake2b(frame.numpy().tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

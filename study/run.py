@@ -92,7 +92,7 @@ def pretraining(condition: str, data: Path, teachers: Path, backbone: Path) -> d
 def use_oracles(data: Path, teachers: Path) -> None:
     """From now on depth and flow are what the generator knows."""
     from study.oracle import DepthOracle, FlowOracle
-    from teachers.base import TEACHERS
+    from teachers.make import TEACHERS
 
     index = teachers / "oracle.npz"
     TEACHERS["depth"] = lambda _, options: DepthOracle(data, index, width=1, **options)
@@ -212,7 +212,11 @@ def configs(
     if CONDITIONS[condition].get("oracle"):
         use_oracles(options.data, options.teachers)
     bert = str(options.data / "bert")
-    given = {"txt_backbone": bert, "fusion_encoder": bert, "vis_backbone_path": str(options.backbone)}
+    given: dict[str, Any] = {
+        "txt_backbone": bert,
+        "fusion_encoder": bert,
+        "vis_backbone_path": str(options.backbone),
+    }
     given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data)}
     config = pretraining(condition, options.data, options.teachers, options.backbone) | given
     config["mvm_weight"] = {} if condition == "none" else weights(Config(**config))

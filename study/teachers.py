@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,18 +37,20 @@ from media.frames import Transform, decode_frame, even_frames
 from media.tokens import Tokens
 from media.tsv import Tsv
 from study.oracle import inverse_depth, write_index
-from teachers.base import DptTeacher, TimmTeacher, normalise
+from teachers.base import normalise
 from teachers.dalle_encoder import DalleEncoder
+from teachers.depth import DptTeacher
+from teachers.features import TimmTeacher
 
 SIZE = 64  # pixels a side
-SWIN = {
+SWIN: dict[str, Any] = {
     "embed_dim": 32,
     "depths": (1, 1, 2, 1),
     "num_heads": (1, 2, 4, 8),
     "window_size": 4,
     "img_size": SIZE,
 }
-VIT = {"embed_dim": 128, "depth": 3, "num_heads": 4, "img_size": SIZE}
+VIT: dict[str, Any] = {"embed_dim": 128, "depth": 3, "num_heads": 4, "img_size": SIZE}
 DPT: dict[str, Any] = {
     "image_size": SIZE,
     "patch_size": 8,
@@ -63,7 +65,7 @@ DPT: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-DALLE = {"hidden": 16, "vocabulary": 512, "blocks_per_group": 1}
+DALLE: dict[str, int] = {"hidden": 16, "vocabulary": 512, "blocks_per_group": 1}
 BATCH = 64
 Figures = dict[str, float]
 
@@ -129,7 +131,7 @@ class FrameNamer(nn.Module):
         for part in self.backbone.modules():  # its own start, deviation 0.02, is far slower at this size
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=part.in_features**-0.5)
-        width = self.backbone.num_features
+        width = cast(int, self.backbone.num_features)
         self.cls_head = nn.ModuleDict({key: nn.Linear(width, len(NAMES[key])) for key in ("shape", "colour")})
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
@@ -240,14 +242,14 @@ def make_dalle(output: Path, data: Path, frames: Frames, steps: int) -> Figures:
     from dall_e.encoder import Encoder
 
     encoder = DalleEncoder(**DALLE)
-    width = DALLE["hidden"]
+    width: int = DALLE["hidden"]
     decoder = nn.Sequential(nn.Conv2d(DALLE["vocabulary"], 4 * width, 1))
     for inputs, outputs in ((4 * width, 2 * width), (2 * width, width), (width, width)):
         decoder.append(nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)))
     decoder.append(nn.Sequential(nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1)))
     random = np.random.default_rng(88)
 
-    def loss(_: int) -> Tensor:
+    def loss(step: int) -> Tensor:
         pixels, _, _ = frames.draw(random, BATCH // 4)
         shares = encoder(pixels).softmax(dim=1)
         words = shares + (one_word(shares) - shares).detach()  # forward a word, backward its share
@@ -306,7 +308,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     missing = [name for name in options.only if not (options.output / f"{name}.json").exists()]
-    frames = Frames(options.data) if missing else None
+    if not missing:
+        return
+    frames = Frames(options.data)
     for name in missing:
         seed_everything(88)
         start = time.perf_counter()

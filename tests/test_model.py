@@ -11,7 +11,7 @@ from media.tokens import Tokens
 from model import PretrainModel
 from mvm_targets import TARGETS
 from tasks import pretraining
-from teachers.base import DptTeacher
+from teachers.depth import DptTeacher
 from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import load_checkpoint

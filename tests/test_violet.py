@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import eval_retrieval_tsv
@@ -413,6 +415,26 @@ def test_what_is_there_is_not_missing(tmp_path, config, monkeypatch):
     )
     assert lacking(found) == []
     assert not cached("no/such/name", ["config.json"])
+
+
+@pytest.mark.parametrize(("status", "there"), [(200, True), (401, False), (404, False), (503, True)])
+def test_the_hub_is_asked_once(monkeypatch, status, there):
+    asked = []
+
+    def answer(url, timeout):
+        asked.append((url, timeout))
+        if status != 200:
+            raise HfHubHTTPError("no", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
+    assert [offered("some/model") for _ in range(3)] == [there] * 3
+    [(url, timeout)] = asked
+    assert url.endswith("/some/model/resolve/main/config.json") and timeout <= 5
+
+
+@pytest.mark.parametrize("name", ["some/model", "a b", "no/such/path/here"])
+def test_without_the_hub_nothing_is_offered(name):
+    assert not offered(name)
 
 
 def test_files_that_a_corpus_names_are_looked_for(tmp_path):

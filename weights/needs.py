@@ -1,8 +1,6 @@
 """The weights and data that a config needs, and a check that names all missing ones at once."""
 
 import functools
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,23 +72,18 @@ def cached(name: str, files: Sequence[str]) -> bool:
 def offered(name: str) -> bool:
     """Whether the hub can be reached and has a model of that name.
 
-    Asked once and without the library's retries, which take half a minute where there is no network.
+    As the library's `file_exists`, asked once and for `PATIENCE` seconds at most.
     """
-    from huggingface_hub import hf_hub_url, is_offline_mode
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    if is_offline_mode():
-        return False
     try:
-        request = urllib.request.Request(hf_hub_url(name, "config.json"), method="HEAD")
-        with urllib.request.urlopen(request, timeout=PATIENCE):
-            return True
-    except HFValidationError:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=PATIENCE)
+    except HfHubHTTPError as error:
+        return error.response.status_code not in (401, 404)  # the library waits out the hub's other troubles
+    except (HTTPError, OSError, ValueError):  # no network, offline mode, or no name of a model
         return False
-    except urllib.error.HTTPError as error:
-        return error.code not in (401, 404)  # the hub's other troubles are for the library to wait out
-    except (OSError, ValueError):
-        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- what

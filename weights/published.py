@@ -135,3 +135,14 @@ def describe_missing(name: str | Path, key: str) -> str:
         f"{name} does not exist. It is {entry.what}{size}, published at {entry.page}: put it under "
         f"_snapshot/ and set the config key {key} to its path."
     )
+
+
+def download(name: str, key: str, files: tuple[str, ...]) -> Path:
+    """A model of the Hugging Face hub -> the folder where its files now are."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise missing_weights(name, key) from error

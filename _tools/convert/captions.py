@@ -32,8 +32,8 @@ def msrvtt_retrieval(public: Public, val_share: float) -> Splits:
     `txt_msrvtt-retrieval.json`. Without CSVs, the split that videodatainfo gives (6,513, 497, 2,990).
     """
     texts, official = sentences(public)
-    train = public.find("train", "*train*9k*.csv", needed=False)
-    test = public.find("test", "*jsfusion*test*.csv", "*1ka*test*.csv", needed=False)
+    train = public.look_for("train", "*train*9k*.csv")
+    test = public.look_for("test", "*jsfusion*test*.csv", "*1ka*test*.csv")
     if not train and not test:
         return official_splits(texts, official)
     if not train or not test:
@@ -71,7 +71,7 @@ def sentences(public: Public) -> tuple[dict[str, list[str]], dict[str, str]]:
     texts: dict[str, list[str]] = {}
     official: dict[str, str] = {}
     first = public.find("info", "msrvtt_data.json", "train_val_videodatainfo.json", "*videodatainfo*.json")
-    second = public.find("test_info", "test_videodatainfo.json", needed=False)
+    second = public.look_for("test_info", "test_videodatainfo.json")
     for path in dict.fromkeys(filter(None, (first, second))):
         content: dict[str, Any] = read_json(path)
         official |= {video["video_id"]: video["split"] for video in content["videos"]}
@@ -90,7 +90,7 @@ def lsmdc_retrieval(public: Public, val_share: float) -> Splits:
     return {split: lsmdc_captions(public.find(split, *names)) for split, names in patterns.items()}
 
 
-def lsmdc_captions(path: Path | None) -> list[Item]:
+def lsmdc_captions(path: Path) -> list[Item]:
     """The pairs of one of its files."""
     lines = read_lines(path, 6)
     return [{"video": clip, "caption": " ".join(" ".join(text).split())} for clip, _, _, _, _, *text in lines]

@@ -295,8 +295,9 @@ def check_captions(report: Report, split: str, items: Sequence[Item], tokens: To
     for item in items:
         caption = item.get("caption")
         sentences = caption if isinstance(caption, list) else [caption]
-        if sentences and all(isinstance(sentence, str) for sentence in sentences):
-            texts.append(" ".join(sentences))
+        words = [sentence for sentence in sentences if isinstance(sentence, str)]
+        if words and len(words) == len(sentences):
+            texts.append(" ".join(words))
         else:
             faults.append(f"{item['video']}: {caption!r}")
     report.add(split, "captions that are no text", faults, len(items))

@@ -35,11 +35,18 @@ class Public:
         """All files in the folder and below, without the hidden files of macOS archives."""
         return sorted(path for path in self.folder.rglob("[!.]*") if path.is_file())
 
-    def find(self, role: str, *patterns: str, needed: bool = True) -> Path | None:
-        """The file that fits the first pattern which any fits.
+    def find(self, role: str, *patterns: str) -> Path:
+        """As `look_for`; raises `UserError` where no file fits."""
+        found = self.look_for(role, *patterns)
+        if found is None:
+            raise UserError(
+                f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
+                f"give --file {role}=PATH."
+            )
+        return found
 
-        Raises `UserError` where several do, and where none does and it is needed.
-        """
+    def look_for(self, role: str, *patterns: str) -> Path | None:
+        """The file that fits the first pattern which any file fits; raises `UserError` where several do."""
         self.roles.append(role)
         fits = [self.named[role]] if role in self.named else []
         for pattern in () if fits else patterns:
@@ -49,11 +56,6 @@ class Public:
         if len(fits) > 1:
             names = ", ".join(str(path) for path in fits)
             raise UserError(f"{names}: several files match: give another folder, or --file {role}=PATH.")
-        if not fits and needed:
-            raise UserError(
-                f"{self.folder} has no {' or '.join(patterns)}: download it (see _data/README.md), or "
-                f"give --file {role}=PATH."
-            )
         if fits:
             self.used[role] = fits[0]
         return self.used.get(role)

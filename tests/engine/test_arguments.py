@@ -160,6 +160,15 @@ def test_args_beside_the_checkpoint_decide_the_network_and_in_evaluation_the_inp
     assert (config.mask_pos, config.size_frame, config.vis_backbone_size) == ("replace", 2, "tiny")
 
 
+def test_a_run_from_before_text_rules_keeps_its_rules(tmp_path):
+    write(tmp_path / "run", "args.json", type="qaoe", accumulate=1)
+    given = write(tmp_path, type="qaoe", path_ckpt=str(tmp_path / "run"))
+    assert load_config("qaoe", given).text_rules == "fixed"
+    assert load_config("qaoe", [*given, "--text_rules", "published"]).text_rules == "published"
+    write(tmp_path / "run", "args.json", type="qaoe", temporal_fusion="mean")  # of a published run
+    assert load_config("qaoe", given).text_rules == "published"
+
+
 def test_a_bert_that_is_here_stays_where_the_checkpoints_own_is_not(tmp_path):
     (tmp_path / "bert").mkdir()
     write(tmp_path / "run", "args.json", type="qaoe", txt_backbone="/elsewhere/bert")

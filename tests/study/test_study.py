@@ -20,7 +20,7 @@ from study import oracle
 from study import report as study_report
 from study import run as study
 from study import teachers as study_teachers
-from teachers.base import make_teachers
+from teachers.make import make_teachers
 
 SIZE = study_teachers.SIZE
 

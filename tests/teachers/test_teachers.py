@@ -15,9 +15,12 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from lib import Config, UserError
 from media.frames import MEAN, STD
-from teachers import base as teachers
-from teachers.base import DisTeacher, DptTeacher, FrameTeacher, RaftTeacher, Teacher, make_teachers, to_pixels
+from teachers.base import FrameTeacher, Teacher, to_pixels
 from teachers.dalle_encoder import DalleEncoder, load_dalle
+from teachers.depth import DptTeacher
+from teachers.features import VideoSwinTeacher
+from teachers.flow import DisTeacher, RaftTeacher
+from teachers.make import make_teachers
 from tests.conftest import SWIN
 from video_swin import SIZES, VideoSwin
 from weights.checkpoint import read_tensors
@@ -88,7 +91,7 @@ def test_precision_of_the_run_where_it_is_safe():
 
 
 def test_teacher_of_another_device_gives_the_truth_where_the_frames_are():
-    teacher = teachers.VideoSwinTeacher(VideoSwin(SWIN), device="cpu")
+    teacher = VideoSwinTeacher(VideoSwin(SWIN), device="cpu")
     assert teacher(frames_of()).device == torch.device("cpu")
     with pytest.raises(UserError, match="device 'nonsense' is unknown"):
         brightness(device="nonsense")(frames_of())

@@ -1,14 +1,12 @@
 """The demo's programs and the pictures of reconstructions."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-import plot_runs
 import show_mvm
 from demo import backbone as make_backbone
 from demo import make as make_demo
@@ -114,7 +112,7 @@ def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
     (tmp_path / "args.json").write_text(config.to_json())
     demo_scores.main([str(tmp_path)])
     chance = json.loads((tmp_path / "chance.json").read_text())
-    assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 0.25)
+    assert (chance["mlm_acc"], chance["vtm_acc"]) == (0.5, 1 / 3)  # the batch has three texts
     assert 0 < chance["mvm_hog"] < chance["mvm_pixel"] < 0.5  # normalised pixels: about 1 / 3 off
 
 
@@ -257,22 +255,3 @@ def test_a_mirrored_clip_moves_the_other_way():
     for before, after, label in zip(frames, seen, named[:, 0].tolist(), strict=True):
         flips = torch.equal(after, before.flip(3)) + torch.equal(after, before.flip(0))
         assert names[label] == ("right" if flips else "left")
-
-
-def test_runs_are_overlaid_in_a_picture_smoothed_over_the_rows_that_have_a_figure(tmp_path, monkeypatch):
-    for name in ("_a_1", "_a_2"):
-        (tmp_path / name).mkdir()
-        rows = [{"step": n, "loss": float(n), **({"flow": 2.0 * n} if n % 2 else {})} for n in range(1, 6)]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / name / "metrics.jsonl").write_text(text + '{"step": 6, "lo')  # a run that is writing
-    rows = plot_runs.read(tmp_path / "_a_1", "metrics.jsonl")
-    steps, values = plot_runs.series(rows, "flow", smooth=2)
-    assert steps == [1, 3, 5] and values.tolist() == [2.0, 4.0, 8.0]
-    runs = [str(tmp_path / name) for name in ("_a_1", "_a_2")]
-    monkeypatch.setattr(sys, "argv", ["plot_runs.py", *runs, "--output", str(tmp_path / "runs.png")])
-    plot_runs.main()
-    picture = cv2.imread(str(tmp_path / "runs.png"))
-    assert picture is not None and picture.std() > 5
-    monkeypatch.setattr(sys, "argv", ["plot_runs.py", *runs, "--figures", "lss"])
-    with pytest.raises(UserError, match="there are step, loss, flow"):
-        plot_runs.main()

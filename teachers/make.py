@@ -1,0 +1,37 @@
+"""The teachers that a config asks for: the one table from target to teacher."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lib import Config, log
+from teachers.base import Teacher
+from teachers.depth import DptTeacher
+from teachers.features import VideoSwinTeacher, timm_teacher
+from teachers.flow import flow_teacher
+from teachers.vq import DalleTeacher
+
+TEACHERS: dict[str, Callable[[Config, dict[str, Any]], Teacher]] = {
+    "3d_feature": VideoSwinTeacher.from_config,
+    "2d_feature": timm_teacher("image_teacher", "swin_base_patch4_window7_224"),
+    "2d_clip_feature": timm_teacher("clip_teacher", "vit_base_patch32_clip_224"),
+    "optical_flow": flow_teacher,
+    "depth": DptTeacher.from_config,
+    "vq": DalleTeacher.from_config,
+}
+
+
+def make_teachers(config: Config) -> Mapping[str, Teacher]:
+    """The teachers of the chosen targets, and of no other, with their weights.
+
+    Raises `UserError` where weights are missing: `teacher_init` "random" has to be asked for.
+    """
+    options = {"batch": config.teacher_batch, "device": config.teacher_device}
+    wanted = [name for name in config.mvm_target if name in TEACHERS]
+    teachers = {name: TEACHERS[name](config, options) for name in wanted}
+    random = [name for name, teacher in teachers.items() if teacher.network is not None]
+    if config.teacher_init == "random" and random:
+        log.warning(
+            "teacher_init random: %s learnt from networks that know nothing, which tries the plumbing alone",
+            ", ".join(random),
+        )
+    return teachers
