@@ -173,7 +173,7 @@ class Agent:
             recorded = self.restore() if self.run.resumed else {}
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
-            self.recorder.go_on(self.step, recorded, dataclasses.asdict(self.config))
+            self.recorder.resume(self.step, recorded, dataclasses.asdict(self.config))
             self.profile = Profile(self.config.profile if self.world.is_main else 0, self.folder)
             opened.callback(self.profile.close)
             self.in_run = True

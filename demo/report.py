@@ -44,7 +44,7 @@ STYLE = Path(__file__).with_suffix(".css")
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo left behind: its figures, its runs' folders, its clips."""
+    """The results of the demo: figures, run folders, clips."""
 
     output: Path
     result: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Demo:
         return self.output / self.result["runs"][start][task][what]
 
     def clips(self) -> Callable[[str], Frames]:
-        """What gives the frames of a clip; raises `BadRow` or `KeyError` where they are not there."""
+        """A reader of the frames of a clip; raises `BadRow` or `KeyError` if they are missing."""
         path = Path(self.result["data"]) / "img_demo.tsv"
         if not path.is_file():
             return dict[str, Frames]().__getitem__
@@ -164,7 +164,7 @@ def points(logged: Sequence[Row], name: str) -> Points:
 
 
 def key(*entries: tuple[str, str]) -> str:
-    """What the lines of the charts after it are."""
+    """The legend of the charts that follow."""
     marks = [f'<b class="{kind}"></b> {html.escape(label)}' for kind, label in entries]
     return f'<p class="key">{" &emsp; ".join(marks)}</p>'
 

@@ -65,7 +65,7 @@ class Demo:
         return self.output / "swin_demo.pth"
 
     def arguments(self, folder: str) -> list[str]:
-        """What every training is told beside its config; its run goes to `folder` of the output."""
+        """The options of every training; its run goes to `folder` of the output."""
         values = {
             "txt_backbone": f"{self.data}/bert",
             "fusion_encoder": f"{self.data}/bert",
@@ -117,7 +117,7 @@ class Demo:
         stage.run("-m", "demo.retrieval", "--data", str(self.data))
 
     def check(self, stage: Stage) -> None:
-        """Whether all data is whole, before anything is trained on it: every row decoded, once."""
+        """Check all data before training: every row is decoded once."""
         given = [*self.corpora(), "--data_dir", str(self.data), *self.arguments("check")]
         stage.run("_tools/check_data.py", CONFIG, *given)
         tasks = [f"_args/{task}.json" for task in TASKS]
@@ -133,7 +133,7 @@ class Demo:
         stage.run("main_pretrain_yaml.py", *self.pretraining())
 
     def look_at_pretraining(self, stage: Stage) -> None:
-        """What it would come to without looking, and pictures of what it reconstructs."""
+        """Baselines of pre-training without looking, and pictures of reconstructions."""
         stage.run("-m", "demo.scores", str(self.checkpoint().parent))
         stage.run(
             "_tools/show_mvm.py", "--checkpoint", str(self.checkpoint()), "--rows", "2", "--columns", "1"
@@ -191,7 +191,7 @@ class Demo:
     def compare(
         self, task: str, runs: Mapping[str, dict[str, dict[str, str]]]
     ) -> dict[str, dict[str, float]]:
-        """Rows of the table of scores: a task from pre-training, without, and by who does not look."""
+        """Rows of the table of scores: a task with pre-training, without, and the baselines."""
         label = TASKS[task][1]
         ours, alone = (self.scores(task, runs[start][task]) for start in (PRETRAINED, ENCODER))
         if task != "demo-retrieval":
@@ -207,7 +207,7 @@ class Demo:
         }
 
     def figures(self, stages: Sequence[Stage]) -> dict[str, Any]:
-        """What the runs came to, and what the stages took."""
+        """The figures of the runs, and the time of the stages."""
         folder = self.checkpoint().parent
         evaluations = rows(folder / "eval.jsonl")
         chance = json.loads((folder / "chance.json").read_text())
@@ -227,7 +227,7 @@ class Demo:
 
 
 def read(path: Path) -> str:
-    """What a file holds, if it is there."""
+    """The content of a file, if it exists."""
     return path.read_text() if path.exists() else ""
 
 

@@ -81,7 +81,7 @@ class Stage:
             os.killpg(self.process.pid, signal.SIGTERM)
 
     def said(self) -> str:
-        """What its program printed last."""
+        """The last line of its program."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as log:
@@ -97,7 +97,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage does, the stages that must be done before, and its share of the cores."""
+    """A stage, the stages that must be done before, and its share of the cores."""
 
     name: str
     work: Callable[[Stage], None]

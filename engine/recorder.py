@@ -45,7 +45,7 @@ class Recorder:
 
     # -- parts of a run
 
-    def go_on(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
+    def resume(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
         """Begin at `step`, with what `state` gave then; empty for a new run. `config` is for the logger."""
         self.bar.update(step)
         names, rows = state.get("names", []), state.get("window", [])
@@ -66,7 +66,7 @@ class Recorder:
             self.wandb = start_wandb(self.folder, config)
 
     def state(self) -> dict[str, Any]:
-        """What `go_on` needs: the steps not yet written, and how much is."""
+        """The state for `resume`: the steps not yet written, and the sizes of the files."""
         with self._on_board():
             if self.board is not None:
                 self.board.flush()
@@ -193,7 +193,7 @@ class Recorder:
 
 
 def samples(batch: Batch) -> list[dict[str, Any]]:
-    """What names the samples of a batch: corpus, index there, id; where it has them."""
+    """The names of a batch's samples: corpus, index in it, id."""
     found = {key: batch[key] for key in ("corpus", "index", "id") if key in batch}
     columns = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in found.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -251,7 +251,7 @@ class Averages:
     def figures(self, world: World) -> dict[str, float]:
         """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes.
 
-        What no batch had anything for is left out.
+        Values that no batch had are left out.
         """
         sums: dict[str, tuple[float, float]] = {}
         weights: dict[str, float] = {}
