@@ -1,4 +1,4 @@
-"""Where the figures of a run go, and means over the batches of an evaluation."""
+"""The recorder of a run's figures, and means over the batches of an evaluation."""
 
 import contextlib
 import json
@@ -25,10 +25,10 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
 
 
 class Recorder:
-    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
+    """Writes a run's figures: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
 
-    Losses stay on the device until they are written, so that a step never waits for one. All of a run's parts
-    read as one run: what was written beyond the state that it goes on from is taken back.
+    Losses stay on the device until they are written, so that a step never waits for one. When a run is resumed,
+    rows written after the resumed state are removed, so that nothing is logged twice.
     """
 
     files = ("metrics.jsonl", "eval.jsonl")
@@ -46,7 +46,7 @@ class Recorder:
     # -- parts of a run
 
     def resume(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
-        """Begin at `step`, with what `state` gave then; empty for a new run. `config` is for the logger."""
+        """Begin at `step` with the `state` of that step, empty for a new run; `config` is for the logger."""
         self.bar.update(step)
         names, rows = state.get("names", []), state.get("window", [])
         self.window = [{n: Mean(*pair) for n, pair in zip(names, row, strict=True)} for row in rows]
@@ -234,7 +234,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
 
 class Averages:
-    """Means over the batches of an evaluation, joined in the end over its processes."""
+    """Means over the batches of an evaluation, summed at the end over its processes."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
