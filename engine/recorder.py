@@ -27,8 +27,8 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
 class Recorder:
     """Writes a run's figures: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
 
-    Losses stay on the device until they are written, so that a step never waits for one. When a run is resumed,
-    rows written after the resumed state are removed, so that nothing is logged twice.
+    Losses stay on the device until they are written, so that a step never waits for one. Resuming removes
+    rows that were written after the resumed state, so that nothing is logged twice.
     """
 
     files = ("metrics.jsonl", "eval.jsonl")
