@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(download, "download_url_to_file", full)
-    with pytest.raises(UserError, match=r"file\.bin: No space left on device; make room"):
+    with pytest.raises(UserError, match=r"file\.bin: No space left on device; free disk space"):
         fetch("https://example.org/a.pth", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
