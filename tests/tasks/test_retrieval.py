@@ -415,5 +415,5 @@ def test_weights_that_are_not_numbers_are_refused(monkeypatch, trained):
     state = torch.load(trained[3], weights_only=True)
     state["fc.1.weight"][0, 0] = float("nan")
     torch.save(state, trained[3])
-    with pytest.raises(UserError, match=r"not finite numbers in fc\.1\.weight: it is spoilt"):
+    with pytest.raises(UserError, match=r"not finite in fc\.1\.weight: the checkpoint is unusable"):
         run(monkeypatch, eval_retrieval_tsv, trained)
