@@ -122,7 +122,7 @@ def contents(path: Path) -> str:
 
 
 def fetch_all(options: argparse.Namespace) -> None:
-    """Download what has an address of its own; say of the rest where a person gets it."""
+    """Download files with a direct address, or the named ones; report the pages of the others."""
     names = options.name or [name for name, entry in PUBLISHED.items() if entry.direct]
     failed = []
     for name in names:
@@ -136,14 +136,14 @@ def fetch_all(options: argparse.Namespace) -> None:
 
 
 def fetch_one(name: str, entry: Published, folder: Path) -> str:
-    """Download one file; what is said of it then."""
+    """Download one file; returns a line about it."""
     if entry.page.startswith(HUB):
         if not offered(name):
             raise UserError(f"{name}: no connection to {entry.page}.")
         return f"{name}: {download(name, entry.purpose, ('*.json', '*.txt', *WEIGHTS))}"
     path = folder / name
     if not entry.direct:
-        raise UserError(f"{name} has no address of its own: see {entry.page}.")
+        raise UserError(f"{name} has no direct address: see {entry.page}.")
     if path.is_file() and not fault(path):
         return f"{path} exists and is complete"
     print(f"{name}: from {entry.page}", flush=True)
