@@ -64,7 +64,7 @@ def test_a_state_shortens_no_file_but_the_runs_own(tmp_path, name):
     state["recorder"]["sizes"] = {name: 3, str(victim): 3}
     torch.save(state, run / STATE)
     recorder = Recorder(run, ALONE, 4)
-    recorder.go_on(1, read_state(run, ALONE)["recorder"], {})
+    recorder.resume(1, read_state(run, ALONE)["recorder"], {})
     recorder.close()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -75,7 +75,7 @@ def test_a_runs_own_file_that_is_a_link_is_not_shortened(tmp_path):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(tmp_path / "mine.txt")
     recorder = Recorder(run, ALONE, 4)
-    recorder.go_on(1, {**state["recorder"], "sizes": {"metrics.jsonl": 0}}, {})
+    recorder.resume(1, {**state["recorder"], "sizes": {"metrics.jsonl": 0}}, {})
     recorder.close()
     assert (tmp_path / "mine.txt").stat().st_size == 500
 
