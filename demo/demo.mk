@@ -6,7 +6,7 @@
 PY = .venv/bin/python
 SEED = 88
 JOBS = 2
-QUICK = 
+QUICK =
 DATA = _data/demo$(if $(QUICK),-quick)
 RUN = _snapshot/demo$(if $(QUICK),-quick)$(if $(filter-out 88,$(SEED)),-$(SEED))
 
