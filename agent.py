@@ -173,7 +173,7 @@ class Agent:
             recorded = self.restore() if self.run.resumed else {}
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
-            self.recorder.go_on(self.step, recorded, dataclasses.asdict(self.config))
+            self.recorder.resume(self.step, recorded, dataclasses.asdict(self.config))
             self.profile = Profile(self.config.profile if self.world.is_main else 0, self.folder)
             opened.callback(self.profile.close)
             self.in_run = True
@@ -185,7 +185,7 @@ class Agent:
         if not self.run.resumed:
             self.save_first_state()
         part = math.ceil(len(train) / self.config.parts)  # batches
-        stream = self.received(train.epoch(self.epoch, self.batches))
+        stream = self.until_stopped(train.epoch(self.epoch, self.batches))
         while self.step < self.total or self.due:
             if not self.due:
                 self.train_part(stream, min(len(train), (self.batches // part + 1) * part))
@@ -196,7 +196,7 @@ class Agent:
                 self.end_part(loaders, best, math.ceil(self.batches / part))
             if self.batches >= len(train):
                 self.epoch, self.batches = self.epoch + 1, 0
-                stream = self.received(train.epoch(self.epoch))
+                stream = self.until_stopped(train.epoch(self.epoch))
             if self.step < self.total:
                 self.save_state(unless_recent=True)
         self.finish()
@@ -248,7 +248,7 @@ class Agent:
         if agreed == STOP:
             self.leave()
 
-    def received(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+    def until_stopped(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; after a stop signal a missing batch is waited for only briefly."""
         while True:
             try:
@@ -339,7 +339,7 @@ class Agent:
         predictions: list[tuple[int, Sequence[Row]]] = []
         quiet = not self.world.is_main
         for number, batch in enumerate(
-            tqdm(self.received(loader.epoch(0)), "evaluation", len(loader), leave=False, disable=quiet)
+            tqdm(self.until_stopped(loader.epoch(0)), "evaluation", len(loader), leave=False, disable=quiet)
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():

@@ -2,11 +2,11 @@
 
     python eval_retrieval_tsv.py --config _args/_best/args_msrvtt-retrieval.json
 
-On many devices, each taking its share of the videos:
+On several devices, each of which scores a share of the videos:
 
     torchrun --nproc_per_node=4 eval_retrieval_tsv.py --config _args/_best/args_msrvtt-retrieval.json
 
-The same command goes on where an interrupted one stopped. In under a minute on a laptop, after `make demo`:
+The same command resumes an interrupted evaluation. In under a minute on a laptop, after `make demo`:
 
     python eval_retrieval_tsv.py --config _args/demo-retrieval.json --path_ckpt CHECKPOINT
 """
@@ -19,8 +19,8 @@ def main() -> None:
     """One evaluation."""
     config = load_config("eval_retrieval_tsv")
     if not config.path_ckpt:
-        raise UserError("path_ckpt is empty: name the checkpoint that is to be evaluated.")
-    # imported late: a mistake in the command line is told at once
+        raise UserError("path_ckpt is empty: name a checkpoint.")
+    # imported after parsing: mistakes in the command line are reported at once
     from engine.processes import distributed
     from tasks.retrieval.evaluation import evaluate
 

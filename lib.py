@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import json
 import logging
-import logging.handlers
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 # torch is not imported here: it takes two seconds, and mistakes in a command are reported before. Ranges are
 # checked when a config is read; a type checker needs the plain types.
@@ -39,6 +40,7 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
+PLACE = (("rank", "RANK", 0), ("size", "WORLD_SIZE", 1))  # of this process, before the group is joined
 MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
 
@@ -92,6 +94,10 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
 
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's `main`; a `UserError` becomes its message and the exit code `MISTAKE`."""
+    place = {key: int(os.environ.get(name, default)) for key, name, default in PLACE}
+    start_log(World(cast(Any, None), **place))  # lines about the config go to the run's file too
+    if Path(sys.argv[0]).stem not in SCRIPTS:
+        log.handlers[0].setLevel(logging.WARNING)  # a tool prints its own results
     try:
         main()
     except UserError as error:
@@ -430,7 +436,7 @@ class World:
         return int(largest)
 
 
-# --------------------------------------------------------------------------------------------- console
+# --------------------------------------------------------------------------------------------- the log
 
 
 def shown(text: str) -> str:
@@ -439,3 +445,34 @@ def shown(text: str) -> str:
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
     )
+
+
+class Printable(logging.Formatter):
+    """Log lines without control characters, which ids and paths may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as text."""
+        return shown(super().format(record))
+
+
+def start_log(world: World, folder: Path | None = None) -> None:
+    """Log to the console (main process: everything; others: warnings) and, per process, to a file.
+
+    Lines logged before there is a folder are kept and written to the beginning of the file.
+    """
+    name = f"[{world.rank}] " if world.size > 1 else ""
+    layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    console.setFormatter(layout)
+    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
+    rest: logging.Handler = early[0] if early else MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+    if folder is not None:
+        file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
+        rest = logging.FileHandler(folder / file, delay=True)
+        rest.setFormatter(layout)
+        for handler in early:
+            handler.setTarget(rest)
+            handler.flush()
+    log.handlers, log.propagate = [console, rest], False
+    log.setLevel(logging.DEBUG)

@@ -19,8 +19,8 @@ def main() -> None:
     """One run of pre-training, or an evaluation alone."""
     config = load_config("main_pretrain_yaml")
     if not config.size_epoch and not config.val_yaml:
-        raise UserError("size_epoch 0 evaluates only, and val_yaml names nothing to evaluate on.")
-    # imported late: a mistake in the command line is told at once
+        raise UserError("size_epoch 0 evaluates only, and val_yaml is empty.")
+    # imported after parsing: mistakes in the command line are reported at once
     from agent import Agent
     from dataset import pretrain_loader
     from engine.processes import distributed

@@ -1,4 +1,4 @@
-"""Multiple choice (msrvtt-mc, lsmdc-mc): the option whose text fits the video best, by `fc`.
+"""Multiple choice (msrvtt-mc, lsmdc-mc): the option with the highest score of `fc`.
 
     python -m torch.distributed.launch --nproc_per_node=4 --master_port=5566 main_qamc_tsv.py \
         --config _args/args_msrvtt-mc.json
@@ -7,7 +7,7 @@ Evaluate a checkpoint only:
 
     python main_qamc_tsv.py --config _args/_best/args_msrvtt-mc.json --size_epoch 0
 
-In under a minute on a laptop, on data of your own and an encoder that knows nothing:
+In under a minute on a laptop, on your own data with a small, random encoder:
 
     python main_qamc_tsv.py --config _args/args_msrvtt-mc.json --path_ckpt "" \
         --vis_backbone_size demo --vis_backbone_init random --size_img 64 --size_batch 2 --max_steps 20
@@ -20,7 +20,7 @@ from lib import run_script
 def main() -> None:
     """One run: training with an evaluation after each epoch, or an evaluation alone."""
     config = load_config("main_qamc_tsv")
-    # imported late: a mistake in the command line is told at once
+    # imported after parsing: mistakes in the command line are reported at once
     from engine.processes import distributed
     from media.tokens import Tokens
     from tasks.qa.kinds import MultipleChoice

@@ -1,10 +1,10 @@
-"""Retrieval (msrvtt, didemo, lsmdc): each text finds its video, by `fc` of all pairs of a batch.
+"""Train retrieval (msrvtt, didemo, lsmdc): `fc` scores all pairs of a batch's texts and videos.
 
     python -m torch.distributed.launch --nproc_per_node=4 --master_port=5566 main_retrieval_tsv.py \
         --config _args/args_msrvtt-retrieval.json
 
-What it keeps is ranked by eval_retrieval_tsv.py. In under a minute on a laptop, on data of your own and an
-encoder that knows nothing:
+eval_retrieval_tsv.py ranks the checkpoints of this script. In under a minute on a laptop, on your own data
+with a small, random encoder:
 
     python main_retrieval_tsv.py --config _args/args_msrvtt-retrieval.json --path_ckpt "" \
         --vis_backbone_size demo --vis_backbone_init random --size_img 64 --size_batch 4 --max_steps 20
@@ -19,7 +19,7 @@ from lib import run_script
 def main() -> None:
     """One run: training with an evaluation within batches after each epoch, or that alone."""
     config = load_config("main_retrieval_tsv")
-    # imported late: a mistake in the command line is told at once
+    # imported after parsing: mistakes in the command line are reported at once
     from agent import Agent
     from engine.processes import distributed
     from media.tokens import Tokens

@@ -268,8 +268,7 @@ def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretraine
 def read_config(folder: Path, given: Path | None = None, changes: dict[str, Any] | None = None) -> Config:
     """The config of a checkpoint in `folder`: `given`, or the one that lies there, with some keys changed.
 
-    What an export put beside it, the folders `text` and `fusion`, goes before the BERTs that the config
-    names.
+    The folders `text` and `fusion` of an export take precedence over the BERTs that the config names.
     """
     path = given or next((p for p in (folder / "args.json", folder / "config.json") if p.is_file()), None)
     if path is None:

@@ -1,12 +1,12 @@
-"""Published weights: what there is, what is here, fetch it, and hand on what was trained.
+"""List, verify and download published weights, and export trained ones.
 
     python _tools/weights.py list
     python _tools/weights.py check
     python _tools/weights.py fetch raft_large_C_T_SKHT_V2-ff5fadd5.pth
     python _tools/weights.py export _snapshot/_TASK_TIME --output mine
 
-`check` reads every file of weights in `_snapshot/` as the scripts will, and says which configs of `_args/`
-can run; it exits with 1 where a file is damaged. `fetch` gives a file its name only when it is complete and
+`check` reads every file of weights in `_snapshot/` as the scripts do, and lists the configs of `_args/` that
+can run; it exits with 1 if a file is damaged. `fetch` gives a file its name only when it is complete and
 verified; a model of the Hugging Face hub goes into the hub's own cache, where a run finds it. `export` writes
 model.safetensors and config.json, which violet.py loads, and the state dict in the layout of the published
 code (`--KEY VALUE` overrides a key of the config).
@@ -42,7 +42,7 @@ SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 
 
 def list_published(options: argparse.Namespace) -> None:
-    """The table of what is published."""
+    """Print the published files."""
     for name, entry in PUBLISHED.items():
         size = f"{entry.bytes} bytes" if entry.bytes else entry.size
         digest = f"sha256 {entry.sha256}..." if entry.sha256 else ""
@@ -55,7 +55,7 @@ def list_published(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Verify what lies in the folder, then say which configs can run."""
+    """Verify the files in the folder, and list the configs that can run."""
     folder: Path = options.folder
     files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
     damaged = 0
@@ -64,7 +64,7 @@ def check(options: argparse.Namespace) -> None:
         damaged += bool(wrong)
         print(f"{'ERROR' if wrong else 'ok':<6} {path}: {wrong or contents(path)}")
     if not files:
-        print(f"{options.folder} holds no weights yet; `list` says what there is.")
+        print(f"{options.folder} has no weights yet; `list` prints the published ones.")
     print()
     for path in sorted([*ROOT.glob("_args/*.json"), *ROOT.glob("_args/_best/*.json")]):
         try:
@@ -85,7 +85,7 @@ def read_args(path: Path) -> Config:
 
 
 def fault(path: Path) -> str:
-    """What is wrong with a file of weights; empty if it is whole and can be read."""
+    """The fault of a file of weights; empty if the file is complete and readable."""
     entry = published(path)
     size = path.stat().st_size
     if entry and entry.bytes and size != entry.bytes:
@@ -122,7 +122,7 @@ def contents(path: Path) -> str:
 
 
 def fetch_all(options: argparse.Namespace) -> None:
-    """Download what has an address of its own; say of the rest where a person gets it."""
+    """Download files with a direct address, or the named ones; report the pages of the others."""
     names = options.name or [name for name, entry in PUBLISHED.items() if entry.direct]
     failed = []
     for name in names:
@@ -136,14 +136,14 @@ def fetch_all(options: argparse.Namespace) -> None:
 
 
 def fetch_one(name: str, entry: Published, folder: Path) -> str:
-    """Download one file; what is said of it then."""
+    """Download one file; returns a line about it."""
     if entry.page.startswith(HUB):
         if not offered(name):
             raise UserError(f"{name}: no connection to {entry.page}.")
         return f"{name}: {download(name, entry.purpose, ('*.json', '*.txt', *WEIGHTS))}"
     path = folder / name
     if not entry.direct:
-        raise UserError(f"{name} has no address of its own: see {entry.page}.")
+        raise UserError(f"{name} has no direct address: see {entry.page}.")
     if path.is_file() and not fault(path):
         return f"{path} exists and is complete"
     print(f"{name}: from {entry.page}", flush=True)
@@ -178,12 +178,12 @@ def export(options: argparse.Namespace) -> None:
     for path in files:
         again = read_tensors(path)
         if again.keys() != tensors.keys() or not all(equal(again[key], tensors[key]) for key in tensors):
-            raise UserError(f"{path} does not hold what was written: is the disk sound?")
+            raise UserError(f"{path} does not hold what was written: check the disk.")
         print(f"{path}: {len(tensors)} tensors")
 
 
 def own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's own tensors, each with its own memory, without teachers and what follows from sizes.
+    """A checkpoint's own tensors, each with its own memory, without teachers and derived indices.
 
     The published code reads a flat state dict with the indices of relative positions in it.
     """
@@ -207,16 +207,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True)
-    commands.add_parser("list", help="what is published").set_defaults(run=list_published)
+    commands.add_parser("list", help="print the published files, with their addresses").set_defaults(
+        run=list_published
+    )
     for name, run in (("check", check), ("fetch", fetch_all)):
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
         command.add_argument("--folder", type=Path, default=Path("_snapshot"))
         command.set_defaults(run=run)
-    command.add_argument("name", nargs="*", help="as `list` names it; left out: all that have an address")
+    command.add_argument("name", nargs="*", help="file, as in `list` (default: all with a direct address)")
     command = commands.add_parser("export", help="write a checkpoint for others")
-    command.add_argument("checkpoint", type=Path, help="its file, or a run's folder")
+    command.add_argument("checkpoint", type=Path, help="checkpoint or run folder")
     command.add_argument("--output", type=Path, required=True, help="folder to write to")
-    command.add_argument("--config", default="", help="its config; default: args.json beside it")
+    command.add_argument(
+        "--config", default="", help="config (default: args.json in the checkpoint's folder)"
+    )
     command.set_defaults(run=export)
     options, others = parser.parse_known_args(arguments)
     keys, values = others[::2], others[1::2]

@@ -11,7 +11,7 @@ Writes beside them
     txt_demo-qa.json       open-ended: colour, shape, count, direction, what happens first
     txt_demo-action.json   five options: what an object does
     txt_demo-fib.json      a sentence with a [MASK]
-What is asked about a thing tells it from all others in its clip; no answer follows from the question alone.
+Each question identifies one object of its clip; no answer follows from the question alone.
 """
 
 import argparse

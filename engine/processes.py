@@ -2,14 +2,11 @@
 
 import contextlib
 import datetime
-import logging
-import logging.handlers
 import os
 import random
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lib import Config, UserError, World, log, shown
+from lib import Config, UserError, World, log, start_log
 from media.files import writing
 
 
@@ -134,34 +131,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class Printable(logging.Formatter):
-    """Log lines without control characters, which ids and paths may contain."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """A record as text."""
-        return shown(super().format(record))
-
-
-def start_log(world: World, folder: Path | None = None) -> None:
-    """Log to the console (main process: everything; others: warnings) and, per process, to a file.
-
-    Lines logged before there is a folder are kept and written to the beginning of the file.
-    """
-    name = f"[{world.rank}] " if world.size > 1 else ""
-    layout = Printable(f"%(asctime)s {name}%(levelname)s %(message)s", "%H:%M:%S")
-    console = logging.StreamHandler()
-    console.setLevel(logging.INFO if world.is_main else logging.WARNING)
-    console.setFormatter(layout)
-    early = [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]
-    rest: logging.Handler = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
-    if folder is not None:
-        file = "log.txt" if world.is_main else f"log_rank{world.rank}.txt"
-        rest = logging.FileHandler(folder / file, delay=True)
-        rest.setFormatter(layout)
-        for handler in early:
-            handler.setTarget(rest)
-            handler.flush()
-    log.handlers, log.propagate = [console, rest], False
-    log.setLevel(logging.DEBUG)

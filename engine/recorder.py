@@ -1,4 +1,4 @@
-"""Where the figures of a run go, and means over the batches of an evaluation."""
+"""The recorder of a run's figures, and means over the batches of an evaluation."""
 
 import contextlib
 import json
@@ -25,10 +25,10 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
 
 
 class Recorder:
-    """Where a run's figures go: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
+    """Writes a run's figures: progress bar, TensorBoard, `metrics.jsonl`, `eval.jsonl`, an optional logger.
 
-    Losses stay on the device until they are written, so that a step never waits for one. All of a run's parts
-    read as one run: what was written beyond the state that it goes on from is taken back.
+    Losses stay on the device until they are written, so that a step never waits for one. Resuming removes
+    rows that were written after the resumed state, so that nothing is logged twice.
     """
 
     files = ("metrics.jsonl", "eval.jsonl")
@@ -45,8 +45,8 @@ class Recorder:
 
     # -- parts of a run
 
-    def go_on(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
-        """Begin at `step`, with what `state` gave then; empty for a new run. `config` is for the logger."""
+    def resume(self, step: int, state: Mapping[str, Any], config: dict[str, Any]) -> None:
+        """Begin at `step` with the `state` of that step, empty for a new run; `config` is for the logger."""
         self.bar.update(step)
         names, rows = state.get("names", []), state.get("window", [])
         self.window = [{n: Mean(*pair) for n, pair in zip(names, row, strict=True)} for row in rows]
@@ -66,7 +66,7 @@ class Recorder:
             self.wandb = start_wandb(self.folder, config)
 
     def state(self) -> dict[str, Any]:
-        """What `go_on` needs: the steps not yet written, and how much is."""
+        """The state for `resume`: the steps not yet written, and the sizes of the files."""
         with self._on_board():
             if self.board is not None:
                 self.board.flush()
@@ -194,7 +194,7 @@ class Recorder:
 
 
 def samples(batch: Batch) -> list[dict[str, Any]]:
-    """What names the samples of a batch: corpus, index there, id; where it has them."""
+    """The names of a batch's samples: corpus, index in it, id."""
     found = {key: batch[key] for key in ("corpus", "index", "id") if key in batch}
     columns = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in found.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -235,7 +235,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
 
 class Averages:
-    """Means over the batches of an evaluation, joined in the end over its processes."""
+    """Means over the batches of an evaluation, summed at the end over its processes."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
@@ -252,7 +252,7 @@ class Averages:
     def figures(self, world: World) -> dict[str, float]:
         """`loss`, the weighted sum of the losses, and every mean, over the samples of all processes.
 
-        What no batch had anything for is left out.
+        Values that no batch had are left out.
         """
         sums: dict[str, tuple[float, float]] = {}
         weights: dict[str, float] = {}

@@ -14,8 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from engine.processes import start_log
-from lib import KEYS, Config, UserError, World, log
+from lib import KEYS, Config, UserError, World, log, start_log
 from media.files import atomic_path, leftovers, read_json
 from media.files import hold as hold_file
 

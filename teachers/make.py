@@ -31,7 +31,7 @@ def make_teachers(config: Config) -> Mapping[str, Teacher]:
     random = [name for name, teacher in teachers.items() if teacher.network is not None]
     if config.teacher_init == "random" and random:
         log.warning(
-            "teacher_init random: %s learnt from networks that know nothing, which tries the plumbing alone",
+            "teacher_init random: the teachers of %s have random weights; the run only tests the program",
             ", ".join(random),
         )
     return teachers

@@ -23,12 +23,12 @@ import make_tsv
 from agent import Agent
 from dataset import Batches, Loader, Mixture, PretrainCorpus
 from engine.arguments import load_config
-from engine.processes import Printable, distributed
+from engine.processes import distributed
 from engine.recorder import Recorder
 from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, Stop, handling_signals
-from lib import Config, UserError
+from lib import Config, Printable, UserError
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
 from media.frames import Transform
@@ -64,7 +64,7 @@ def test_a_state_shortens_no_file_but_the_runs_own(tmp_path, name):
     state["recorder"]["sizes"] = {name: 3, str(victim): 3}
     torch.save(state, run / STATE)
     recorder = Recorder(run, ALONE, 4)
-    recorder.go_on(1, read_state(run, ALONE)["recorder"], {})
+    recorder.resume(1, read_state(run, ALONE)["recorder"], {})
     recorder.close()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -75,7 +75,7 @@ def test_a_runs_own_file_that_is_a_link_is_not_shortened(tmp_path):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(tmp_path / "mine.txt")
     recorder = Recorder(run, ALONE, 4)
-    recorder.go_on(1, {**state["recorder"], "sizes": {"metrics.jsonl": 0}}, {})
+    recorder.resume(1, {**state["recorder"], "sizes": {"metrics.jsonl": 0}}, {})
     recorder.close()
     assert (tmp_path / "mine.txt").stat().st_size == 500
 

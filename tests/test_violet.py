@@ -331,7 +331,7 @@ def test_list_and_fetch_name_every_published_file(capsys, tmp_path):
         assert entry.page in text
         assert re.sub(r"(ckpt_violet)_.*", r"\1_TASK.pt", name) in listed
         assert entry.page in listed
-    with pytest.raises(UserError, match="has no address of its own: see https://drive"):
+    with pytest.raises(UserError, match="has no direct address: see https://drive"):
         weights.main(["fetch", "ckpt_violet_msvd-qa.pt", "--folder", str(tmp_path)])
     with pytest.raises(UserError, match=r"did you mean 'encoder\.pkl'"):
         weights.main(["fetch", "encoder.pk"])

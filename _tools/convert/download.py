@@ -42,7 +42,7 @@ def fetch(address: str, path: Path, sha256: str, verify: Callable[[Path], str]) 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Inside, a connection without a byte for so long fails: the library sets no limit."""
+    """Context in which a connection without a byte for so long fails: the library sets no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

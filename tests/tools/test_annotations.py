@@ -180,7 +180,7 @@ def test_lsmdc_retrieval(data, capsys):
     names = ("LSMDC16_annos_training.csv", "LSMDC16_annos_val.csv", "LSMDC16_challenge_1000_publictect.csv")
     nothing = "clip5\t00.00\t00.01\t00.00\t00.01\t \r\n"
     convert("lsmdc-retrieval", data, {name: line.format(n) + nothing for n, name in enumerate(names)})
-    assert "val: 1 captions without a word are left out, of clip5" in capsys.readouterr().out
+    assert "val: 1 empty captions are left out, of clip5" in capsys.readouterr().out
     text = 'SOMEONE says "no more, naïvely.'
     assert read(data, "lsmdc-retrieval") == {
         split: [{"video": f"clip{n}", "caption": text}] for n, split in enumerate(("train", "val", "test"))
@@ -373,14 +373,14 @@ def test_lsmdc_blanks(data, question_bert):
         ("msrvtt_qa", {}, "did you mean 'msrvtt-qa'"),
         ("msrvtt-qa", {}, r"has no train_qa.json or .* --file train=PATH"),
         ("msrvtt-qa", {"train_qa.json": "[{]"}, "is not JSON"),
-        ("msrvtt-qa", {"train_qa.json": [{"video": 1}]}, "not of the published form"),
+        ("msrvtt-qa", {"train_qa.json": [{"video": 1}]}, "do not have the published form"),
         ("webvid-val", {"results_2M_val.csv": "id,text\n1,2\n"}, "not .'videoid', 'name'."),
         ("webvid-val", {"results_2M_val.csv": "videoid,name\n1,a, b\n"}, "line 2: 3 fields, not 2"),
         ("cc3m-val", {"Validation_x.tsv": "no tab\n"}, "line 1: 1 fields"),
         (
             "tgif-action",
             {"Train_action_question.csv": tgif_rows(["a1", "a2", "a3", "a4", "a5", "answer"], *"abcdef")},
-            "not of the published form .*invalid literal",
+            "do not have the published form .*invalid literal",
         ),
         (
             "msrvtt-mc",

@@ -200,7 +200,7 @@ def test_several_configs_are_looked_at_and_one_that_is_at_fault_is_enough(tmp_pa
     assert "no errors" in good and "no errors" not in bad and "missing" in bad
     with pytest.raises(SystemExit):
         check_data.main([*paths, *overrides, "--sheet", str(tmp_path / "sheet.png")])
-    assert "--sheet is the picture of one config" in capsys.readouterr().err
+    assert "--sheet needs a single config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
