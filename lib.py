@@ -94,7 +94,7 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
 
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's `main`; a `UserError` becomes its message and the exit code `MISTAKE`."""
-    place = {key: int(os.environ.get(name, default)) for key, name, default in PLACE}
+    place: dict[str, Any] = {key: int(os.environ.get(name, default)) for key, name, default in PLACE}
     start_log(World(cast(Any, None), **place))  # lines about the config go to the run's file too
     if Path(sys.argv[0]).stem not in SCRIPTS:
         log.handlers[0].setLevel(logging.WARNING)  # a tool prints its own results
