@@ -458,8 +458,8 @@ class Agent:
     def finish(self) -> None:
         """Mark the run as finished; raises `UserError` if a file could not be written."""
         self.saver.wait()
-        if self.saver.failed:  # the state is still that before the last evaluation, which writes it again
-            failed = ", ".join(f"{path} ({reason})" for path, reason in self.saver.failed.items())
+        lost = [f"{path} ({reason})" for path, reason in self.saver.failed.items()]
+        if failed := ", ".join(self.world.gather(lost)[0]):  # the state is that before the last evaluation
             raise UserError(f"not written: {failed}. Free disk space; --resume {self.folder} ends the run.")
         self.save_state()
         if self.world.is_main:
