@@ -18,7 +18,7 @@ from batch import Mean, Output, SpecialTokens
 from engine.processes import distributed
 from engine.runs import make_run_folder
 from engine.schedule import parameter_groups
-from engine.step import seeded, to_device
+from engine.step import part_ends, seeded, to_device
 from lib import Config, UserError, World
 from main_pretrain_yaml import main
 from masking import mask_batch
@@ -410,6 +410,17 @@ def test_a_pretraining_epoch_has_as_many_evaluations_as_parts(monkeypatch, argum
         steps // 2 + math.ceil(steps / 4),
         steps,
     ]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+@pytest.mark.parametrize("parts", [1, 2, 3, 10])
+def test_parts_of_an_epoch_are_whole_steps(parts, accumulate):
+    for batches in range(1, 30):
+        ends = part_ends(batches, parts, accumulate)
+        assert ends == sorted(set(ends)) and ends[-1] == batches and len(ends) <= parts
+        assert all(end % accumulate == 0 for end in ends[:-1])
+        if accumulate == 1:  # as even as can be
+            assert len(ends) == min(parts, batches)
 
 
 def test_a_batch_of_one_is_told_that_it_learns_no_matching(monkeypatch, arguments):

@@ -160,6 +160,38 @@ def test_args_beside_the_checkpoint_decide_the_network_and_in_evaluation_the_inp
     assert (config.mask_pos, config.size_frame, config.vis_backbone_size) == ("replace", 2, "tiny")
 
 
+def test_of_pretraining_no_text_rules_are_taken_and_of_a_bare_name_no_transform(tmp_path):
+    write(tmp_path / "run", "args.json", type="pretrain", text_rules="published", accumulate=1)
+    given = write(tmp_path, type="qaoe", path_ckpt=str(tmp_path / "run"), text_rules="fixed")
+    assert load_config("qaoe", given).text_rules == "fixed"
+    write(
+        tmp_path / "run",
+        "args.json",
+        type="qaoe",
+        img_transform="pad_resize",
+        size_frame=8,
+        max_size_frame=16,
+    )
+    config = load_config("qaoe", [*given, "--size_epoch", "0"])
+    assert (config.img_transform, config.size_frame) == (["img_rand_crop"], 8)
+
+
+def test_the_args_of_a_run_are_what_it_ran_with(tmp_path):
+    write(tmp_path / "start", "args.json", type="pretrain", mask_pos="append", vis_backbone_size="base")
+    run = {"type": "qaoe", "path_ckpt": str(tmp_path / "start"), "mask_pos": "insert", "text_rules": "fixed"}
+    config = load_config("qaoe", write(tmp_path / "run", "args.json", **run))
+    assert (config.mask_pos, config.text_rules) == ("insert", "fixed")
+
+
+def test_folders_that_the_published_parser_writes_are_names(tmp_path):
+    folder = "./models/huggingface_transformers/bert-base-uncased/"
+    published = {"type": "qaoe", "temporal_fusion": "vidswin", "txt_backbone": folder, "tokenizer": folder}
+    config = load_config("qaoe", write(tmp_path / "run", "args.json", **published))
+    assert (config.txt_backbone, config.tokenizer) == ("bert-base-uncased", "bert-base-uncased")
+    given = write(tmp_path, type="qaoe", path_ckpt=str(tmp_path / "run"))
+    assert load_config("qaoe", given).txt_backbone == "bert-base-uncased"
+
+
 def test_a_run_from_before_text_rules_keeps_its_rules(tmp_path):
     write(tmp_path / "run", "args.json", type="qaoe", accumulate=1)
     given = write(tmp_path, type="qaoe", path_ckpt=str(tmp_path / "run"))

@@ -231,6 +231,33 @@ def test_a_signal_ends_an_evaluation_whose_training_is_saved(arguments):
     assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("step", [2, 4])  # the last of the epoch's first part, and of the run
+def test_a_stop_at_the_last_step_of_a_part_loses_no_evaluation(arguments, step):
+    given = [
+        *arguments,
+        "--size_epoch",
+        "1",
+        "--size_part",
+        "2",
+        "--resume",
+        "auto",
+        "--pretrain_tasks",
+        "mlm",
+    ]
+
+    def send(original, *rest, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*rest, **named)
+
+    assert run(given, lambda: at_call(Agent, "prepared", step, send)) == [0]
+    (folder,) = folders(arguments)
+    assert torch.load(folder / STATE, weights_only=True)["progress"]["step"] == step
+    assert run(given) == [0]
+    assert [row["step"] for row in lines(folder / "eval.jsonl")] == [2, 4]
+    names = sorted(path.name for path in folder.glob("ckpt_*"))
+    assert names == ["ckpt_violet_pretrain_1.pt", "ckpt_violet_pretrain_1_1.pt"]
+
+
 def test_a_loader_worker_ends_for_its_parent_alone():
     reader, writer = os.pipe()
     worker = os.fork()
