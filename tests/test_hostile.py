@@ -222,7 +222,7 @@ def test_two_make_tsv_of_one_name(tmp_path):
     ]
     with (
         make_tsv.growing(tmp_path / "out/x.part"),
-        pytest.raises(UserError, match="another process is making"),
+        pytest.raises(UserError, match="another process is writing"),
     ):
         make_tsv.main(arguments)
     make_tsv.main(arguments)
