@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import logging
-import logging.handlers
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,28 +47,23 @@ from engine.resume import (
 from engine.runs import BEFORE, FINISHED, STATE, Run, open_run, reopen
 from engine.schedule import MIN_LR, parameter_groups, warmup_linear
 from engine.signals import Stalled, Stop, handling_signals, leave_signals
-from engine.step import join, joined_values, leave_out, seeded, to_device, total_loss, values_of
+from engine.step import (
+    compile_encoders,
+    join,
+    joined_values,
+    leave_out,
+    quiet_console,
+    seeded,
+    to_device,
+    total_loss,
+    values_of,
+)
 from lib import Config, UserError, World, log
 from media.files import reading
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file
 CONTINUE, SAVE, STOP = range(3)  # decision of all processes after a step
-
-
-def compile_encoders(model: nn.Module) -> None:
-    """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
-    # for clips and for pictures, training and evaluation: beyond the limit, nothing is compiled
-    torch._dynamo.config.recompile_limit = 32
-    model.get_submodule("enc_img").compile()
-    model.get_submodule("trsfr").compile(dynamic=True)  # each step reads another number of positions
-
-
-def quiet_console() -> None:
-    """Keep lines for the file alone off the console: tqdm's handler forgets the level of the one before."""
-    for handler in log.handlers:
-        if not isinstance(handler, logging.FileHandler | logging.handlers.MemoryHandler):
-            handler.setLevel(max(handler.level, logging.INFO))
 
 
 def write_text(path: Path, content: str) -> None:

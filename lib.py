@@ -40,7 +40,6 @@ else:
     Names = list[str] | str  # in a JSON file one name may stand for a list of one
 
 log = logging.getLogger("violet")
-PLACE = (("rank", "RANK", 0), ("size", "WORLD_SIZE", 1))  # of this process, before the group is joined
 MISTAKE = 78  # exit code of a mistake that a restart does not mend (EX_CONFIG)
 
 
@@ -94,8 +93,8 @@ def lookup(known: Iterable[str], name: str, what: str) -> str:
 
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's `main`; a `UserError` becomes its message and the exit code `MISTAKE`."""
-    place = {key: int(os.environ.get(name, default)) for key, name, default in PLACE}
-    start_log(World(cast(Any, None), **place))  # lines about the config go to the run's file too
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    start_log(World(cast(Any, None), rank, size))  # lines about the config go to the run's file too
     if Path(sys.argv[0]).stem not in SCRIPTS:
         log.handlers[0].setLevel(logging.WARNING)  # a tool prints its own results
     try:

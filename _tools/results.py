@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import root  # noqa: F401
 from _tools.convert.marked import END, START, split
@@ -68,13 +69,23 @@ def evaluates(config: dict[str, object], task: str) -> bool:
     """
     best = json.loads((BEST / f"args_{task}.json").read_text())
     same = ("task", "path_ckpt", "size_img", "size_frame", "size_txt", "data_dir", "dataset")
+    protocol = {
+        "multi_clip_testing": True,
+        "text_rules": "published",
+        "eval_split": "test",
+        "mask_pos": "append",
+    }
     if any(config.get(key) != best[key] for key in same):
+        return False
+    if any(config.get(key) != best.get(key, value) for key, value in protocol.items()):
         return False
     return best["type"] == "retrieval" or config.get("size_epoch") == 0
 
 
-def cell_of(figures: dict[str, float]) -> str:
+def cell_of(figures: dict[str, Any]) -> str:
     """The test score of a row of eval.jsonl in per cent; empty if it has none."""
+    if figures.get("split", "test") != "test":
+        return ""
     if all(name in figures for name in RECALL):
         return " / ".join(f"{100 * figures[name]:.1f}" for name in RECALL)
     score = figures.get("test_acc_adjusted", figures.get("test_acc"))

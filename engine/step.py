@@ -1,16 +1,18 @@
-"""Parts of a training step: seeds, a batch on its device, the sum of the losses, values to log."""
+"""Parts of a training step: seeds, a batch on its device, the sum of the losses, values to log, compiling."""
 
+import logging
+import logging.handlers
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from batch import Batch, Mean, Output
 from engine.recorder import stack
-from lib import World
+from lib import World, log
 from media.frames import normalise
 
 
@@ -72,3 +74,18 @@ def values_of(output: Output, means: Mapping[str, Mean]) -> dict[str, Mean]:
 def joined_values(steps: Sequence[dict[str, Mean]]) -> dict[str, Mean]:
     """The values of several batches of one step, added up."""
     return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
+
+
+def compile_encoders(model: nn.Module) -> None:
+    """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
+    # for clips and for pictures, training and evaluation: beyond the limit, nothing is compiled
+    torch._dynamo.config.recompile_limit = 32
+    model.get_submodule("enc_img").compile()
+    model.get_submodule("trsfr").compile(dynamic=True)  # each step reads another number of positions
+
+
+def quiet_console() -> None:
+    """Keep lines for the file alone off the console: tqdm's handler forgets the level of the one before."""
+    for handler in log.handlers:
+        if not isinstance(handler, logging.FileHandler | logging.handlers.MemoryHandler):
+            handler.setLevel(max(handler.level, logging.INFO))

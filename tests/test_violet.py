@@ -451,7 +451,8 @@ def test_files_that_a_corpus_names_are_looked_for(tmp_path):
 def write_evaluation(folder: Path, task: str, figures: dict, **changes) -> None:
     folder.mkdir()
     given = json.loads((ROOT / "_args" / "_best" / f"args_{task}.json").read_text())
-    (folder / "args.json").write_text(json.dumps({**given, "size_epoch": 0, **changes}))
+    every = dataclasses.asdict(Config())  # a run writes all keys
+    (folder / "args.json").write_text(json.dumps({**every, **given, "size_epoch": 0, **changes}))
     (folder / "eval.jsonl").write_text(json.dumps(figures) + "\n")
 
 
@@ -464,6 +465,11 @@ def test_results_are_filled_from_evaluations_of_released_checkpoints_alone(tmp_p
     ranked = {"t2v_r1": 0.251, "t2v_r5": 0.442, "t2v_r10": 0.549}
     write_evaluation(tmp_path / "_lsmdc-retrieval_4", "lsmdc-retrieval", ranked, size_epoch=20)
     write_evaluation(tmp_path / "_lsmdc-retrieval_5", "lsmdc-retrieval", {"test_acc": 1, "test_acc_t2v": 1})
+    others = [{"multi_clip_testing": False}, {"text_rules": "fixed"}, {"eval_split": "val"}]  # protocols
+    best = dict.fromkeys(ranked, 1.0)
+    for number, other in enumerate(others, 6):
+        write_evaluation(tmp_path / f"_lsmdc-retrieval_{number}", "lsmdc-retrieval", best, **other)
+    write_evaluation(tmp_path / "_lsmdc-retrieval_9", "lsmdc-retrieval", {**best, "split": "val"})
     results.main([*(str(path) for path in tmp_path.glob("_*")), "--write", str(page)])
     text = page.read_text()
     assert text.startswith("before\n")

@@ -15,11 +15,12 @@ from torch._dynamo.utils import counters
 from torch.distributed import HashStore
 from torch.distributed.tensor import DTensor
 
-from agent import Agent, compile_encoders
+from agent import Agent
 from batch import Mean, Output
 from engine.parallel import choose_parallel, choose_precision, report, unsharded
 from engine.processes import agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
+from engine.step import compile_encoders
 from lib import Config, UserError, World, log
 from masking import mask_batch
 from model import PretrainModel, Violet
