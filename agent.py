@@ -52,6 +52,7 @@ from engine.step import (
     join,
     joined_values,
     leave_out,
+    part_ends,
     quiet_console,
     seeded,
     to_device,
@@ -177,16 +178,16 @@ class Agent:
         """The epochs that are left, each in parts that end with an evaluation."""
         if not self.run.resumed:
             self.save_first_state()
-        part = math.ceil(len(train) / self.config.parts)  # batches
+        ends = part_ends(len(train), self.config.parts, self.config.accumulate)
         stream = self.until_stopped(train.epoch(self.epoch, self.batches))
         while self.step < self.total or self.due:
             if not self.due:
-                self.train_part(stream, min(len(train), (self.batches // part + 1) * part))
-                whole = self.batches >= len(train)
-                self.due = not whole or self.epoch % self.config.eval_every == 0 or self.step >= self.total
+                self.train_part(stream, next((end for end in ends if end > self.batches), self.batches))
             if self.due:
                 self.save_state(unless_recent=True)  # an evaluation may take long
-                self.end_part(loaders, best, math.ceil(self.batches / part))
+                part = 1 + sum(end < self.batches for end in ends)
+                whole = self.batches >= len(train)
+                self.end_part(loaders, best, str(self.epoch) if whole else f"{self.epoch}_{part}")
             if self.batches >= len(train):
                 self.epoch, self.batches = self.epoch + 1, 0
                 stream = self.until_stopped(train.epoch(self.epoch))
@@ -194,11 +195,10 @@ class Agent:
                 self.save_state(unless_recent=True)
         self.finish()
 
-    def end_part(self, loaders: Mapping[str, Loader], best: str, part: int) -> None:
+    def end_part(self, loaders: Mapping[str, Loader], best: str, name: str) -> None:
         """Evaluate, and save the weights."""
-        name = str(self.epoch) if part == self.config.parts else f"{self.epoch}_{part}"
         self.figures = self.evaluate_all(loaders, self.epoch, name)
-        if self.path("best") in self.saver.failed:
+        if self.world.gather(self.path("best") in self.saver.failed)[0]:
             self.kept = {}  # its weights were not written: the next best epoch's are
         self.saver.failed.clear()
         for kept in (["last"] if best else []) + ([name] if self.config.keep_epochs or not best else []):
@@ -211,12 +211,14 @@ class Agent:
     def train_part(self, stream: Iterator[Batch], until: int) -> None:
         """Train until `until` batches of the epoch, or all steps of the run, are done."""
         self.model.train()
+        evaluates = self.config.parts > 1 or self.epoch % self.config.eval_every == 0
         while self.step < self.total and self.batches < until:
             with self.recorder.waiting():
                 batches = list(itertools.islice(stream, min(self.config.accumulate, until - self.batches)))
             rates = self.set_rates()
             values = self.train_step(batches)
             self.step, self.batches = self.step + 1, self.batches + len(batches)
+            self.due = (evaluates and self.batches >= until) or self.step >= self.total
             self.recorder.add(values, batches, rates)
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
                 self.log_figures()

@@ -360,7 +360,7 @@ class Config:
     def parts(self) -> int:
         """Evaluations per epoch of pre-training."""
         counts = self.size_part.values() if isinstance(self.size_part, dict) else [self.size_part]
-        return max(counts, default=1)
+        return max(counts, default=1) if self.type == "pretrain" else 1
 
     def to_json(self) -> str:
         """Every key as JSON, which `--config` reads back."""

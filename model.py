@@ -398,6 +398,9 @@ def start(
     `UserError` where weights that the checkpoint lacks would be evaluated untrained. `adapt`: see
     `load_checkpoint`.
     """
+    if not config.size_epoch and (config.reinit_head or not config.path_ckpt):
+        why = "reinit_head is set" if config.reinit_head else "path_ckpt is empty"
+        raise UserError(f"{why}, and size_epoch 0 trains nothing: scores would be those of random weights.")
     fresh = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in heads}
     if config.path_ckpt:
         report = load_checkpoint(model, config.path_ckpt, adapt)

@@ -3,12 +3,12 @@
 #   make demo QUICK=1   a few clips and steps, in some minutes: shows that everything works, and no learning
 #   make demo SEED=89   another seed of the trainings; the world stays the same
 
-PY ?= .venv/bin/python
-SEED ?= 88
-JOBS ?= 2
-QUICK ?=
-DATA ?= _data/demo$(if $(QUICK),-quick)
-RUN ?= _snapshot/demo$(if $(QUICK),-quick)$(if $(filter-out 88,$(SEED)),-$(SEED))
+PY = .venv/bin/python
+SEED = 88
+JOBS = 2
+QUICK =
+DATA = _data/demo$(if $(QUICK),-quick)
+RUN = _snapshot/demo$(if $(QUICK),-quick)$(if $(filter-out 88,$(SEED)),-$(SEED))
 
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 HALF := $(shell expr \( $(CORES) + 1 \) / 2)

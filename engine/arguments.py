@@ -19,10 +19,14 @@ LISTS = ("pretrain_tasks", "pretrain_masks", "mvm_target", "img_transform")
 TRUE, FALSE = ("1", "t", "true", "y", "yes", "on"), ("0", "f", "false", "n", "no", "off")
 # keys of the published parser without a meaning here; a file with any of them is a published run's args.json
 LEGACY = (
-    "amp_level", "attn_mask_type", "debug", "dist_url", "distributed", "effective_batch_size",
-    "fusion_layers", "imagenet", "imagenet_norm", "img_tsv_dir", "local_rank", "local_size", "max_iter",
-    "n_gpu", "nodes", "num_gpus",
-    "rank", "size_sanity_check", "temporal_fusion", "txt_dir", "txt_lineidx", "world_size",
+    "amp_level", "asr_only", "ast_fshape", "ast_fstride", "ast_input_fdim", "ast_model_path",
+    "ast_model_size", "ast_tshape", "ast_tstride", "attn_mask_type", "audio_feat_type", "audio_freqm",
+    "audio_mean", "audio_mixup", "audio_noise_aug", "audio_num_mel_bins", "audio_skip_norm", "audio_std",
+    "audio_target_length", "audio_timem", "debug", "dist_url", "distributed", "effective_batch_size",
+    "freeze_ast", "fusion_layers", "gumble_tau", "imagenet", "imagenet_norm", "img_tsv_dir", "local_rank",
+    "local_size", "lr_mult_cross_modal", "lr_mult_head", "max_iter", "n_gpu", "nodes", "num_gpus",
+    "num_video_tokens", "pseudo_cap_only", "rank", "size_sanity_check", "size_txt_pre", "swinbert",
+    "task_token", "temporal_fusion", "txt_dir", "txt_lineidx", "world_size",
 )  # fmt: skip
 SYNONYMS = {  # names in other codebases
     "batch_size": "size_batch",
@@ -60,7 +64,14 @@ TASKS = {
 }
 # keys that the args.json of a checkpoint decides, as published; the second group in evaluation alone
 OF_CHECKPOINT: tuple[str, ...] = ("mask_pos", "text_rules", "vis_backbone", "vis_backbone_size")
-OF_CHECKPOINT += ("txt_backbone", "txt_backbone_embed_only", "fusion_encoder", "tokenizer")
+OF_CHECKPOINT += (
+    "max_size_frame",
+    "max_size_patch",
+    "txt_backbone",
+    "txt_backbone_embed_only",
+    "fusion_encoder",
+    "tokenizer",
+)
 OF_EVALUATION = ("size_frame", "size_txt", "size_img", "img_transform")
 FOLDERS = ("txt_backbone", "fusion_encoder", "tokenizer")
 
@@ -85,14 +96,18 @@ def load_config(script: str, arguments: Sequence[str] | None = None) -> Config:
     values = parse(script, {**stored, **options})
     config = Config(**values)
     check_script(script, config)
-    if isinstance(stored.get("img_transform"), str) and config.task in ("tgif-action", "tgif-transition"):
+    bare = isinstance(stored.get("img_transform"), str) and "img_transform" not in options
+    if bare and config.task in ("tgif-action", "tgif-transition"):
         log.warning(
             "img_transform %s: the published %s ran with img_rand_crop and the centre crop, because its code "
             "only reads lists; --img_transform img_rand_crop does the same.",
             stored["img_transform"], config.task,
         )  # fmt: skip
     config = of_run(script, config, Path(file), options) if file else config
-    config = adopt_checkpoint_args(script, config, options)
+    own = (
+        Path(file).name == "args.json" and "path_ckpt" not in options
+    )  # of a run, which has adopted them already
+    config = adopt_checkpoint_args(script, config, options, own)
     warn_of_unread(script, config, stored, options)
     return config
 
@@ -154,6 +169,13 @@ def read_file(path: Path) -> Values:
         log.warning("%s: ignored, without meaning in this code: %s", path, ", ".join(unknown))
         content = {name: value for name, value in content.items() if name in KEYS and value is not None}
         content.pop("multi_clip_testing", None)  # the published evaluation never reads it
+        for name in FOLDERS:  # the published parser writes a folder of its own in place of the model's name
+            if "/huggingface_transformers/" in str(content.get(name)):
+                content[name] = Path(content[name]).name
+    elif "accumulate" in content and content.get("type") != "pretrain":
+        content.setdefault("text_rules", "fixed")  # of a run of ours from before there was a choice
+    if isinstance(content.get("dataset"), list) and len(content["dataset"]) == 1:
+        content["dataset"] = content["dataset"][0]
     for name in content:
         check_key(name)
     return content
@@ -221,25 +243,27 @@ def of_run(script: str, config: Config, file: Path, options: Values) -> Config:
     return dataclasses.replace(config, path_ckpt=str(folder))
 
 
-def adopt_checkpoint_args(script: str, config: Config, options: Values) -> Config:
+def adopt_checkpoint_args(script: str, config: Config, options: Values, own: bool) -> Config:
     """The config with the values that the args.json of `path_ckpt` decides; each change is logged."""
     path = Path(config.path_ckpt)
     file = (path if path.is_dir() else path.parent) / "args.json"
-    if not config.path_ckpt or not file.is_file():
+    if not config.path_ckpt or not file.is_file() or own:
         return config
     names = OF_CHECKPOINT
     if script == "eval_retrieval_tsv" or not config.size_epoch:
         names += OF_EVALUATION
-    content = read_file(file)
-    if "accumulate" in content:  # a run of ours; before there was a choice, texts were cut by the fixed rules
-        content.setdefault("text_rules", "fixed")
-    content = {name: value for name, value in content.items() if name in names}
+    content = {name: value for name, value in read_file(file).items() if name in (*names, "type")}
+    if content.pop("type", "pretrain") == "pretrain":
+        content.pop("text_rules", None)  # pre-training reads none
+    if isinstance(content.get("img_transform"), str):
+        del content["img_transform"]  # the published code does not read a bare name either
     stored = Config(**parse(script, {**content, "type": config.type}))
     taken = {}
     for name in content:
         ours, theirs = getattr(config, name), getattr(stored, name)
         trained_elsewhere = name in FOLDERS and ours and Path(ours).exists() and not Path(theirs).exists()
-        if name not in options and ours != theirs and not trained_elsewhere:
+        a_folder = name in FOLDERS and str(theirs).startswith((".", "/", "~")) and not Path(theirs).exists()
+        if name not in options and ours != theirs and not trained_elsewhere and not a_folder:
             taken[name] = theirs
             log.warning("%s: using %s from %s instead of %s of the config", name, theirs, file, ours)
     return dataclasses.replace(config, **taken)

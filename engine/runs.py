@@ -176,6 +176,8 @@ def differences(config: Config, folder: Path) -> list[str]:
             raise UserError("it is not a JSON object")
     except UserError as error:
         return [f"no args.json that can be read ({error})"]
+    if "accumulate" in stored and stored.get("type") != "pretrain":
+        stored.setdefault("text_rules", "fixed")  # from before there was a choice
     given = json.loads(json.dumps(dataclasses.asdict(config)))
     usual = json.loads(json.dumps(dataclasses.asdict(Config(type=config.type))))
     known = {key: stored.get(key, usual[key]) for key in KEYS if key not in FREE}

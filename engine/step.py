@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,6 +75,14 @@ def values_of(output: Output, means: Mapping[str, Mean]) -> dict[str, Mean]:
 def joined_values(steps: Sequence[dict[str, Mean]]) -> dict[str, Mean]:
     """The values of several batches of one step, added up."""
     return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
+
+
+def part_ends(batches: int, parts: int, accumulate: int) -> list[int]:
+    """The batches of an epoch after which each of its parts ends, whole optimiser steps each but the last."""
+    ends = [
+        math.ceil(math.ceil(batches * part / parts) / accumulate) * accumulate for part in range(1, parts)
+    ]
+    return sorted({end for end in ends if end < batches} | {batches})
 
 
 def compile_encoders(model: nn.Module) -> None:

@@ -34,4 +34,5 @@ def is_list(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return b"\t" not in file.readline(1 << 16)
+        first = file.readline(1 << 16)
+    return bool(first.strip()) and b"\t" not in first

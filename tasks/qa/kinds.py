@@ -12,6 +12,10 @@ class MultipleChoice(Questions):
     prompt = "which answer to the question about the video is right?"
     text_per_option, has_options = True, True
 
+    def lead(self) -> str:
+        """The prompt, which published texts per option do not have."""
+        return self.prompt if self.text_rules == "fixed" or not self.text_per_option else ""
+
     def options(self, item: Item) -> list[str]:
         """Its options, as many as `size_option`."""
         names = [key for key in item if key.startswith("option_")]
@@ -51,6 +55,11 @@ class OptionNumber(MultipleChoice):
     """One text with all options numbered; the answer is the number's token at [MASK]."""
 
     text_per_option = False
+
+    def lead(self) -> str:
+        """The prompt, which as published names the numbers."""
+        numbers = list(range(self.size_option))
+        return f"which answer is correct, from {numbers}?" if self.text_rules == "published" else self.prompt
 
     def pieces(self, item: Item) -> list[str]:
         """The question, the options and their numbers."""

@@ -136,7 +136,7 @@ class Questions(ABC):
         self.withheld = not self.split.startswith("train") and is_withheld(self.items)
         self.special = self.tokens.special
         self.pad = self.special.pad
-        prompt = self.prompt if self.use_prompt else ""
+        prompt = self.lead() if self.use_prompt else ""
         self.table = self.tokens.words(
             [prompt, *(piece for item in self.items for piece in self.pieces(item))]
         )
@@ -151,13 +151,11 @@ class Questions(ABC):
             raise NothingToAnswer(
                 f"{self.annotation.path}: no question of {self.split} can be answered; see the log above."
             )
-        # other questions without an answer stay in training, as published: they have no loss
-        kept = [i for i, why in enumerate(self.reasons) if why != "video" or self.split != "train"]
-        self.items, texts = [self.items[i] for i in kept], [texts[i] for i in kept]
-        self.reasons = [self.reasons[i] for i in kept]
-        self.wanted = [-1 if self.reasons[n] else answers[i] for n, i in enumerate(kept)]
+        # as published, questions without an answer or a video stay in training, without a loss
+        self.wanted = [-1 if why else answer for why, answer in zip(self.reasons, answers, strict=True)]
         self.places, self.shortened = [text.place for text in texts], [text.shortened for text in texts]
         self.txt = [[np.array(ids, np.int32) for ids in text.ids] for text in texts]
+        self.width = max(self.tokens.size, *(len(ids) for texts in self.txt for ids in texts))
         del self.table
 
     def __len__(self) -> int:
@@ -191,6 +189,10 @@ class Questions(ABC):
         """The error of a question, with its place in the file."""
         return UserError(f"{self.annotation.path}, {self.split} question {item['number']}: {message}")
 
+    def lead(self) -> str:
+        """The prompt."""
+        return self.prompt
+
     def asked(self, item: Item) -> str:
         """The question as the file has it; empty if it has none."""
         return str(item.get("question") or "")
@@ -216,7 +218,7 @@ class Questions(ABC):
                 "%s: %d questions %s: %s, first that of %s",
                 self.split,
                 count,
-                outcome(self.split, why),
+                "have no loss" if self.split == "train" else "count as wrong",
                 UNANSWERABLE[why],
                 f"{first['video']} ({'' if self.withheld else self.answer_name(first)!r})",
             )
@@ -235,7 +237,7 @@ class Questions(ABC):
 
     def sample(self, index: int) -> dict[str, Any]:
         """A question without its clip: txt, mask (X,), or (O, X) with options; place, answer and id."""
-        txt = torch.full((len(self.txt[index]), self.tokens.size), self.pad)
+        txt = torch.full((len(self.txt[index]), self.width), self.pad)
         mask = torch.zeros_like(txt)
         for row, ids in enumerate(self.txt[index]):
             txt[row, : len(ids)] = torch.from_numpy(ids)
@@ -278,13 +280,6 @@ class Questions(ABC):
         if kind := item.get("type", item.get("question_type")):
             row["type"] = str(kind)
         return {**row, "unanswerable": reason, "shortened": self.shortened[index]}
-
-
-def outcome(split: str, why: str) -> str:
-    """The words for the fate of questions that cannot be answered."""
-    if split != "train":
-        return "count as wrong"
-    return "left out" if why == "video" else "have no loss"
 
 
 # --------------------------------------------------------------------------------------------- loaders

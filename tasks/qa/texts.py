@@ -1,8 +1,9 @@
 """Token sequences of questions, by two sets of rules.
 
-`Published`: the rules with which released checkpoints were trained. Words are cut to `size_txt` - 1, then
-[CLS], [MASK], [SEP] and "answer:" are put around them, and the result is cut at its end: a long text loses
-its [SEP], its last options and even its [MASK]. A prompt is a sequence of its own.
+`Published`: the rules with which released checkpoints were trained. Around a [MASK] for the answer stand up
+to `size_txt` - 1 words: a long text loses its last words or options. The other texts, [CLS] words [SEP], are
+cut to `size_txt` - 1 tokens: a long one loses its [SEP], and a sentence its own [MASK]. A prompt is a sequence
+of its own.
 `Fixed`: every text keeps [MASK], [SEP] and every option. Options are shortened evenly first, then the
 question; a prompt goes before the question.
 """
@@ -45,10 +46,9 @@ class Published:
         return [self.special.cls, *self.prompt, self.special.sep] if self.prompt else []
 
     def choose(self, question: Ids, options: Sequence[Ids]) -> Text:
-        """A sequence per option: [CLS] question option [SEP]."""
-        texts = [[*question, *option] for option in options]
-        ids = [[self.special.cls, *text[: self.size - 1], self.special.sep][: self.size] for text in texts]
-        return Text(ids, shortened=any(len(text) + 2 > self.size for text in texts))
+        """A sequence per option: [CLS] question option [SEP], cut at its end."""
+        ids = [self.framed([*question, *option]) for option in options]
+        return Text([i[: self.size - 1] for i in ids], shortened=any(len(i) >= self.size for i in ids))
 
     def number(self, question: Ids, heads: Sequence[Ids], options: Sequence[Ids]) -> Text:
         """All options in one: question [SEP] option 0: TEXT [SEP] option 1: TEXT ..., and [MASK]."""
@@ -62,30 +62,33 @@ class Published:
         return self.with_mask(question, ending)
 
     def complete(self, sentence: Ids) -> Text:
-        """[CLS] sentence [SEP], where the sentence has its own [MASK]."""
-        ids = [self.special.cls, *sentence[: self.size - 1], self.special.sep][: self.size]
-        found = self.special.mask in ids
-        return Text([ids], ids.index(self.special.mask) if found else 0, len(sentence) + 2 > self.size, found)
+        """[CLS] sentence [SEP], cut at its end, where the sentence has its own [MASK]."""
+        ids = self.framed(sentence)
+        cut, mask = ids[: self.size - 1], self.special.mask
+        return Text([cut], cut.index(mask) if mask in cut else 0, len(ids) >= self.size, mask in cut)
+
+    def framed(self, words: Ids) -> Ids:
+        """[CLS] words [SEP]."""
+        return [self.special.cls, *words, self.special.sep]
 
     def with_mask(self, words: Ids, ending: Ids) -> Text:
-        """[CLS] words [SEP] with [MASK] where `mask_pos` says, cut to `size`.
+        """[CLS] words [SEP] with [MASK] where `mask_pos` says: up to `size` - 1 words, and what frames them.
 
         insert puts [MASK] at position 10 whatever is there, behind [SEP] and padding in a short text.
         """
-        cls, sep, mask = self.special.cls, self.special.sep, self.special.mask
-        cut = words[: self.size - 1]
+        cut, mask = words[: self.size - 1], self.special.mask
         if self.mask_pos == "append":
-            ids, place = [cls, *cut, *ending, mask, sep], 1 + len(cut) + len(ending)
+            ids = [*self.framed([*cut, *ending])[:-1], mask, self.special.sep]
+            place = len(ids) - 2
         elif self.mask_pos == "prepend":
-            ids, place = [mask, cls, *cut, sep], 0
+            ids, place = [mask, *self.framed(cut)], 0
         elif self.mask_pos == "replace":
-            ids, place = [mask, *cut, sep], 0
+            ids, place = [mask, *self.framed(cut)[1:]], 0
         else:
-            text = [cls, *cut, sep]
-            text += [self.special.pad] * (INSERT_AT - len(text))
-            ids, place = [*text[:INSERT_AT], mask, *text[INSERT_AT:]], INSERT_AT
-        found = place < self.size
-        return Text([ids[: self.size]], place if found else 0, len(ids) > self.size or cut != words, found)
+            text = self.framed(cut)
+            text += [self.special.pad] * (min(INSERT_AT, self.size + 2) - len(text))
+            ids, place = [*text[:INSERT_AT], mask, *text[INSERT_AT:]], min(INSERT_AT, len(text))
+        return Text([ids], place, cut != words)
 
 
 @dataclass(frozen=True)

@@ -219,8 +219,7 @@ def read_gallery(config: Config) -> Gallery:
         there = [name for name in ("val", "test") if name in annotation.splits]
         hint = f"; --eval_split {there[0]} ranks {there[0]}" if there else ""
         raise UserError(f"{annotation.path} has nothing under {split} to rank{hint}.")
-    first = config.text_rules == "published"
-    captions = read_captions(annotation.path, split, annotation.splits[split], joins(config), first)
+    captions = read_captions(annotation.path, split, annotation.splits[split], joins(config))
     names = list(dict.fromkeys(caption.video for caption in captions))
     place = {name: i for i, name in enumerate(names)}
     if missing := [name for name in names if name not in videos]:

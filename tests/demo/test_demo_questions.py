@@ -87,7 +87,7 @@ def test_files_are_those_of_the_published_formats(tmp_path):
         (tmp_path / f"{split}.scenes.jsonl").write_text("".join(records))
         if split != "test":
             (tmp_path / f"{split}.img.tsv").write_text("".join(f"{s.id}\t/9j/AA\t/9j/BB\n" for s in few))
-    with pytest.raises(UserError, match=r"test\.img\.tsv not there"):
+    with pytest.raises(UserError, match=r"test\.img\.tsv missing"):
         demo_questions.main(["--data", str(tmp_path)])
     (tmp_path / "test.img.tsv").write_text("test00000\t/9j/AA\n")
     demo_questions.main(["--data", str(tmp_path)])

@@ -95,5 +95,5 @@ def test_arguments_are_known_to_the_programs(make, tmp_path):
     for script, *arguments in scripts:
         config = load_config(script.removesuffix(".py"), arguments)
         assert (config.seed, config.max_steps, config.txt_backbone) == (3, 4, f"{tmp_path}/data/bert")
-    config = load_config("main_pretrain_yaml", scripts[0][1:])
+    config = load_config("main_pretrain_yaml", ran[place(ran, "main_pretrain")][1:])
     assert config.val_yaml == {"demo": f"{tmp_path}/data/val.yaml"}

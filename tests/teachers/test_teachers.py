@@ -129,7 +129,7 @@ def test_only_the_chosen_targets_have_their_teacher_loaded():
 def test_random_teachers_say_so(caplog, monkeypatch):
     monkeypatch.setattr("lib.log.propagate", True)
     teacher_of("optical_flow", teacher_init="random")
-    assert "teacher_init random: optical_flow" in caplog.text
+    assert "teacher_init random: the teachers of optical_flow" in caplog.text
     caplog.clear()
     teacher_of("optical_flow", flow_teacher="dis", teacher_init="random")
     assert not caplog.text
