@@ -2,8 +2,8 @@
 
 `Published`: the rules with which released checkpoints were trained. Around a [MASK] for the answer stand up
 to `size_txt` - 1 words: a long text loses its last words or options. The other texts, [CLS] words [SEP], are
-cut to `size_txt` - 1 tokens: a long one loses its [SEP], and a sentence its own [MASK]. A prompt is a sequence
-of its own.
+cut to `size_txt` - 1 tokens: a long one loses its [SEP], and a sentence its own [MASK]. A prompt is a
+sequence of its own.
 `Fixed`: every text keeps [MASK], [SEP] and every option. Options are shortened evenly first, then the
 question; a prompt goes before the question.
 """
