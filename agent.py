@@ -183,10 +183,12 @@ class Agent:
         while self.step < self.total or self.due:
             if not self.due:
                 self.train_part(stream, next((end for end in ends if end > self.batches), self.batches))
+            if self.due or self.batches >= len(train):
+                self.log_figures()
             if self.due:
                 self.save_state(unless_recent=True)  # an evaluation may take long
                 part = 1 + sum(end < self.batches for end in ends)
-                whole = self.batches >= len(train)
+                whole = self.batches >= len(train) or len(ends) == 1
                 self.end_part(loaders, best, str(self.epoch) if whole else f"{self.epoch}_{part}")
             if self.batches >= len(train):
                 self.epoch, self.batches = self.epoch + 1, 0
@@ -224,7 +226,6 @@ class Agent:
                 self.log_figures()
             self.profile.step()
             self.save_or_stop()
-        self.log_figures()
 
     def log_figures(self) -> None:
         """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""

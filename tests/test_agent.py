@@ -145,7 +145,11 @@ def test_evaluation_does_not_change_the_training_around_it(monkeypatch, argument
 
 
 def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch, arguments):
-    run(monkeypatch, [*arguments, "--size_epoch", "0", "--train_yaml", '{"gone": "gone.yaml"}'])
+    weights = str(run(monkeypatch, [*arguments, "--max_steps", "1"]) / "ckpt_violet_pretrain_1.pt")
+    given = [*arguments, "--size_epoch", "0", "--train_yaml", '{"gone": "gone.yaml"}']
+    run(monkeypatch, [*given, "--path_ckpt", weights])
+    with pytest.raises(UserError, match="path_ckpt is empty, and size_epoch 0 trains nothing"):
+        run(monkeypatch, given)
     with pytest.raises(UserError, match="nothing to evaluate on"):
         run(monkeypatch, [*arguments, "--size_epoch", "0", "--val_yaml", "{}"])
 

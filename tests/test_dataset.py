@@ -76,7 +76,7 @@ def test_wrong_indices_are_noticed(tmp_path):
     lineidx_path(path).write_text("0\n7\n12\n")
     with pytest.raises(BadRow, match=r"a\.tsv row 1: its offset 7"):
         Tsv(path)[1]
-    for wrong, message in [("0\n6\n", "ends before .* delete it"), ("0\n6\n12\n400\n", "it is cut off")]:
+    for wrong, message in [("0\n6\n", "ends before .* delete it"), ("0\n6\n12\n400\n", "it is truncated")]:
         lineidx_path(path).write_text(wrong)
         with pytest.raises(UserError, match=message):
             Tsv(path)
@@ -530,7 +530,7 @@ def test_videos_under_the_name_of_a_picture_corpus_are_no_pictures(tmp_path, tok
     path = write_corpus(tmp_path, name, 3)
     text = path.read_text().replace("image: false\n", "")
     path.write_text(text)
-    with pytest.raises(UserError, match=rf"by its name '{name}' .* 6 frames: write `image: false`"):
+    with pytest.raises(UserError, match=rf"a corpus named '{name}' .* 6 frames: write `image: false`"):
         PretrainCorpus(path, name, tokens, Transform(["img_center_crop"], 32), 2)
     for image, frames in (("true", 1), ("false", 2)):
         path.write_text(f"{text}image: {image}\n")

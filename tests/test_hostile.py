@@ -222,7 +222,7 @@ def test_two_make_tsv_of_one_name(tmp_path):
     ]
     with (
         make_tsv.growing(tmp_path / "out/x.part"),
-        pytest.raises(UserError, match="another process is making"),
+        pytest.raises(UserError, match="another process is writing"),
     ):
         make_tsv.main(arguments)
     make_tsv.main(arguments)
@@ -412,7 +412,7 @@ def test_what_lies_beside_tensors_is_passed_over_and_named(tmp_path, caplog, mon
     torch.save(beside(state), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with caplog.at_level("INFO"):
         assert read_tensors(tmp_path / "a.pt").keys() == state.keys()
-    assert "those under model" in caplog.text and "argparse.Namespace" in caplog.text
+    assert "tensors under model" in caplog.text and "argparse.Namespace" in caplog.text
 
 
 def test_a_deepspeed_folder_is_its_latest_step(tmp_path):

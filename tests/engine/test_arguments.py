@@ -154,7 +154,7 @@ def test_args_beside_the_checkpoint_decide_the_network_and_in_evaluation_the_inp
     for name, value in of_input.items():
         assert getattr(config, name) == (value if evaluates else getattr(Config(), name))
     assert (config.size_batch, config.lr) == (5, Config().lr)
-    assert "size_txt is 17" in caplog.text or not evaluates
+    assert "size_txt: using 17" in caplog.text or not evaluates
     options = ["--mask_pos", "replace", "--size_frame", "2"]
     config = load_config(script, [*options, *given])
     assert (config.mask_pos, config.size_frame, config.vis_backbone_size) == ("replace", 2, "tiny")

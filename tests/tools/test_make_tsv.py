@@ -491,7 +491,7 @@ def test_finished_files_are_left_alone(four: Path, tmp_path: Path, capsys: pytes
     assert set(before) == FILES
     capsys.readouterr()
     run(four, output)
-    assert "finished before" in capsys.readouterr().out
+    assert "complete, with these settings" in capsys.readouterr().out
     with pytest.raises(UserError, match="'frames': 32"):
         run(four, output, "--frames", 2)
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
