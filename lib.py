@@ -188,8 +188,8 @@ class Config:
     mask_pos: Literal["append", "prepend", "insert", "replace"] = key("append", NUMBER + OPEN, LEARNT)
     """place of [MASK] in a question"""
     text_rules: Literal["published", "fixed"] = key("published", QUESTIONS + RETRIEVAL, LEARNT)
-    """published: texts are cut as for released checkpoints; fixed: no text loses its [MASK], [SEP] or
-    options, and val and test keep every caption"""
+    """published: questions are cut as for released checkpoints, and main_retrieval_tsv.py keeps one caption
+    per video in val and test; fixed: no question loses its [MASK], [SEP] or options, and all captions stay"""
     reinit_head: bool = key(False, FINE_TUNING, LEARNT)
     """start the prediction head from random weights, whatever the checkpoint holds"""
     freeze_violet: bool = key(False, FINE_TUNING, LEARNT)
@@ -261,7 +261,7 @@ class Config:
     size_epoch: NonNegativeInt = key(10, TRAINING, STEPS)
     """epochs; 0: evaluate only"""
     max_steps: NonNegativeInt = key(0, TRAINING, STEPS)
-    """stop after this many optimiser steps, where the learning rate reaches 0 too; 0: after size_epoch"""
+    """stop after this many optimiser steps; the learning rate reaches 0 there. 0: train size_epoch epochs"""
     size_batch: PositiveInt = key(20, EVERY, STEPS)
     """clips per process and batch"""
     accumulate: PositiveInt = key(1, TRAINING, STEPS)

@@ -85,8 +85,10 @@ class Pretrained:
         """
         if is_batch(video):
             clips = [self._clip(one, start, end) for one in cast(Sequence[Video], video)]
+            if not clips:
+                raise UserError("the batch is empty.")
             if len({len(clip) for clip in clips}) != 1:
-                raise UserError("a batch is of videos or of pictures, at least one: encode them apart.")
+                raise UserError("a batch holds only videos or only pictures: encode the two apart.")
             return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))
         return self.network.enc_img(normalise(self._clip(video, start, end).to(self.device))[None])[0]
 

@@ -1,8 +1,8 @@
 """Questions about videos: `img_DATASET.tsv` and `txt_TASK.json` -> clip, text or texts, answer -> loaders.
 
-The kinds of question in kinds.py define text and answer. A question that cannot be answered (the video is
-missing, the answer is not one token) has no loss in training and counts as wrong in evaluation. File formats
-are defined in `_data/README.md`.
+The kinds of question in kinds.py define text and answer. A question that cannot be answered (its video is
+missing, its answer is not one token) stays in training without a loss, as published, and counts as wrong in
+evaluation. File formats are defined in `_data/README.md`.
 """
 
 import math
