@@ -200,8 +200,8 @@ def test_a_video_may_be_a_path_bytes_an_array_or_pictures(run):
     for wrong in (frames / 255, frames[..., 0], frames[:0], [frames[0, :, :, :1]], 3):
         with pytest.raises(UserError, match="a video is a path, the bytes of a file, an array of frames"):
             loaded.encode_video(wrong)
-    for wrong in ([], [frames, pictures[0]]):
-        with pytest.raises(UserError, match="a batch is of videos"):
+    for wrong, message in (([], "the batch is empty"), ([frames, pictures[0]], "only videos or only pictures")):
+        with pytest.raises(UserError, match=message):
             loaded.encode_video(wrong)
     for wrong in (batch, forms):
         with pytest.raises(UserError, match="one video"):
