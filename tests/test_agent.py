@@ -150,7 +150,7 @@ def test_evaluation_needs_no_training_data_and_something_to_evaluate(monkeypatch
     run(monkeypatch, [*given, "--path_ckpt", weights])
     with pytest.raises(UserError, match="path_ckpt is empty, and size_epoch 0 trains nothing"):
         run(monkeypatch, given)
-    with pytest.raises(UserError, match="nothing to evaluate on"):
+    with pytest.raises(UserError, match="size_epoch 0 evaluates only, and val_yaml is empty"):
         run(monkeypatch, [*arguments, "--size_epoch", "0", "--val_yaml", "{}"])
 
 

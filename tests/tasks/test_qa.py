@@ -418,7 +418,9 @@ def test_splits_may_be_missing(monkeypatch, arguments):
     folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", val=0), "--max_steps", "1"])
     assert "test_acc" in lines(folder / "eval.jsonl")[0]
     assert [p.name for p in folder.glob("ckpt*.pt")] == ["ckpt_violet_asked_last.pt"]  # no best without val
-    folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", train=0), "--size_epoch", "0"])
+    weights = str(folder / "ckpt_violet_asked_last.pt")
+    given = [*arguments("qamc", train=0), "--size_epoch", "0", "--path_ckpt", weights]
+    folder = run(monkeypatch, main_qamc_tsv, given)
     assert "val_acc" in lines(folder / "eval.jsonl")[0]
 
 
