@@ -25,7 +25,8 @@ TEMPORARY = ".violet-"  # within the names of files that are being written, and 
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it becomes `path` unless an exception is raised.
 
-    Its name is `.NAME.violet-XXXXXXXX`. An `OSError` of writing names `path`, whichever call it came from.
+    Its name is `.NAME.violet-XXXXXXXX`. An `OSError` of writing names `path`, whichever call it came from,
+    and so does a library's error behind which the disk's stands.
     """
     path = Path(path)
     try:
@@ -41,13 +42,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~UMASK)  # mkstemp's own mode keeps others from reading
         temporary.replace(path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, name):
+    except UserError:
+        raise
+    except Exception as error:
+        number = disk_error(error) or (error.errno if isinstance(error, OSError) else None)
+        if number is None or getattr(error, "filename", None) not in (None, name):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: BaseException) -> int | None:
+    """The number of the disk's error behind a library's own; None if the fault is another.
+
+    torch raises its own while it handles the disk's, safetensors puts the number in words, numpy says how
+    much was written.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        number = behind.errno if isinstance(behind, OSError) else None
+        if words := re.search(r"\(os error (\d+)\)", str(behind)):
+            number = int(words[1])
+        elif re.fullmatch(r"\d+ requested and \d+ written", str(behind)):
+            number = errno.ENOSPC
+        if number in DISK:
+            return number
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -98,11 +121,15 @@ def writing(what: str) -> Iterator[None]:
     """A disk that is full, read-only or forbidden becomes one line. Raises `UserError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK:
+    except UserError:
+        raise
+    except Exception as error:
+        if (number := disk_error(error)) is None:
             raise
-        place = error.filename or what
-        raise UserError(f"{place}: {error.strerror}; free disk space, or choose another folder.") from error
+        place = getattr(error, "filename", None) or what
+        raise UserError(
+            f"{place}: {os.strerror(number)}; free disk space, or choose another folder."
+        ) from error
 
 
 def why(path: str | Path, error: BaseException) -> str:

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import make_tsv
@@ -30,7 +33,7 @@ from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, Stop, handling_signals
 from lib import Config, Printable, UserError
 from media.decoding import open_video
-from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml
+from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml, writing
 from media.frames import Transform
 from media.pickles import Machine, Refused
 from media.tokens import Tokens
@@ -188,6 +191,49 @@ def test_a_disk_ends_a_script_in_one_line_that_names_the_file(tmp_path, number):
         temporary.write_text("a")
         raise OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
+
+
+def by_torch(path):
+    with path.open("wb") as file:
+        torch.save(torch.zeros(100_000), file)
+
+
+WRITERS = {
+    "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+    "torch": by_torch,
+    "numpy": lambda path: np.save(path.open("wb"), np.zeros(100_000)),
+    "pillow": lambda path: Image.effect_noise((400, 400), 99).save(path, "PNG"),
+    "text": lambda path: path.write_text("a" * 100_000),
+}
+
+
+@pytest.fixture
+def small_disk():
+    """No file of this process may be larger than 64 kB, as if the disk had no more room."""
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, was[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, was)
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_library_that_writes_to_a_full_disk_is_one_line(tmp_path, small_disk, library):
+    line = f"^{tmp_path}/a: (File too large|No space left on device); free disk space"
+    with pytest.raises(UserError, match=line), writing("files"), atomic_path(tmp_path / "a") as temporary:
+        WRITERS[library](temporary)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="; free disk space"), writing("files"):
+        WRITERS[library](tmp_path / "b")
+
+
+def test_faults_that_are_not_of_the_disk_stay_as_they_are(tmp_path):
+    for fault in (RuntimeError("sizes differ"), UserError("not this"), OSError("no number")):
+        with (
+            pytest.raises(type(fault), match=str(fault)),
+            writing("files"),
+            atomic_path(tmp_path / "a"),
+        ):
+            raise fault
 
 
 @pytest.mark.parametrize("workers", [0, 1])
