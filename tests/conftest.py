@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -172,6 +173,29 @@ def noise_teachers() -> dict[str, Noise]:
     }
 
 
+def demo_network(bert: Path) -> dict[str, str | bool]:
+    """The config keys of a network of the demo's size with random weights."""
+    return {
+        "txt_backbone": str(bert),
+        "fusion_encoder": str(bert),
+        "txt_backbone_rand_init": True,
+        "fusion_encoder_rand_init": True,
+        "vis_backbone_size": "demo",
+        "vis_backbone_init": "random",
+    }
+
+
+def run_script(monkeypatch, script, arguments: list[str]) -> Path:
+    """Run a script in this process, `--config FILE` first; returns its run folder."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
+    out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
+    before = set(out.glob("_*"))
+    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
+    script.main()
+    (folder,) = (path for path in set(out.glob("_*")) - before if not path.name.startswith("_scores_"))
+    return folder
+
+
 @pytest.fixture
 def arguments(tmp_path, bert_folder):
     """Command line of a run on a corpus of clips and one of pictures."""
@@ -179,12 +203,7 @@ def arguments(tmp_path, bert_folder):
     values = {
         "train_yaml": {name: str(path) for name, path in corpora.items()},
         "val_yaml": {name: str(path) for name, path in corpora.items()},
-        "txt_backbone": str(bert_folder),
-        "fusion_encoder": str(bert_folder),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
+        **demo_network(bert_folder),
         "size_img": 32,
         "size_frame": 2,
         "size_txt": 10,

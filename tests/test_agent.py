@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
+import main_pretrain_yaml
 from agent import Agent, Averages
 from batch import Mean, Output, SpecialTokens
 from engine.processes import distributed
@@ -20,10 +21,9 @@ from engine.runs import make_run_folder
 from engine.schedule import parameter_groups
 from engine.step import part_ends, seeded, to_device
 from lib import Config, UserError, World
-from main_pretrain_yaml import main
 from masking import mask_batch
 from model import MVM_HEADS, PretrainModel
-from tests.conftest import SWIN, tiny_bert
+from tests.conftest import SWIN, run_script, tiny_bert
 from weights.tensor_files import checkpoint_in
 
 ROOT = Path(__file__).parents[1]
@@ -35,14 +35,8 @@ def tiny_config(folder: Path, **values: object) -> Config:
 
 
 def run(monkeypatch, arguments: list[str]) -> Path:
-    """Run the script in this process; returns its run folder."""
-    monkeypatch.setattr(sys, "argv", ["main_pretrain_yaml.py", *arguments])
-    out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
-    before = set(out.glob("_*"))
-    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
-    main()
-    (folder,) = set(out.glob("_*")) - before
-    return folder
+    """Run pre-training in this process; returns its run folder."""
+    return run_script(monkeypatch, main_pretrain_yaml, arguments)
 
 
 def lines(path: Path) -> list[dict]:

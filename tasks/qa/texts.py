@@ -32,13 +32,17 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Published:
-    """The rules of the published code."""
+class Settings:
+    """What both sets of rules go by."""
 
     special: SpecialTokens
     size: int
     mask_pos: str = "append"
     prompt: tuple[int, ...] = ()
+
+
+class Published(Settings):
+    """The rules of the published code."""
 
     @property
     def between(self) -> Ids:
@@ -91,14 +95,8 @@ class Published:
         return Text([ids], place, cut != words)
 
 
-@dataclass(frozen=True)
-class Fixed:
+class Fixed(Settings):
     """Rules under which no text loses its [MASK], its [SEP] or an option (Deviation 8)."""
-
-    special: SpecialTokens
-    size: int
-    mask_pos: str = "append"
-    prompt: tuple[int, ...] = ()
 
     @property
     def between(self) -> Ids:

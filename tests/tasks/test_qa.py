@@ -21,7 +21,7 @@ from model import PretrainModel
 from tasks.qa.metric import accuracy, interval
 from tasks.qa.model import TASK_ROWS, ChoiceModel, MaskModel
 from tasks.qa.questions import without_padding
-from tests.conftest import SWIN, WORDS, tiny_bert, write_videos
+from tests.conftest import SWIN, WORDS, demo_network, run_script, tiny_bert, write_videos
 from tests.test_agent import free_port, lines
 
 ROOT = Path(__file__).parents[2]
@@ -140,12 +140,7 @@ def test_numbers_are_sought_among_the_options_and_learnt_over_the_vocabulary():
 def pretrained(tmp_path, question_bert):
     """A pre-training checkpoint of the demo's size, and the config that reads it."""
     values = {
-        "txt_backbone": str(question_bert),
-        "fusion_encoder": str(question_bert),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
+        **demo_network(question_bert),
     }
     model = PretrainModel.from_config(Config(mvm_target=["hog"], **values))
     torch.save(model.state_dict(), tmp_path / "pretrained.pt")
@@ -314,12 +309,7 @@ def arguments(tmp_path, question_bert):
             "data_dir": str(tmp_path),
             "dataset": "clips",
             "task": "asked",
-            "txt_backbone": str(question_bert),
-            "fusion_encoder": str(question_bert),
-            "txt_backbone_rand_init": True,
-            "fusion_encoder_rand_init": True,
-            "vis_backbone_size": "demo",
-            "vis_backbone_init": "random",
+            **demo_network(question_bert),
             "size_img": 32,
             "size_frame": 2,
             "size_txt": 40,
@@ -336,20 +326,9 @@ def arguments(tmp_path, question_bert):
     return make
 
 
-def run(monkeypatch, script, arguments: list[str]) -> Path:
-    """Run a script in this process; returns its run folder."""
-    monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
-    out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
-    before = set(out.glob("_*"))
-    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
-    script.main()
-    (folder,) = set(out.glob("_*")) - before
-    return folder
-
-
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_a_script_trains_evaluates_and_keeps_the_best(monkeypatch, arguments, kind):
-    folder = run(monkeypatch, SCRIPTS[kind], [*arguments(kind), "--max_steps", "2"])
+    folder = run_script(monkeypatch, SCRIPTS[kind], [*arguments(kind), "--max_steps", "2"])
     assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2]
     (evaluation,) = lines(folder / "eval.jsonl")
     rows = lines(folder / "predictions_test_1.jsonl")
@@ -388,17 +367,17 @@ def test_a_script_learns_what_a_text_gives_away(monkeypatch, arguments, tmp_path
     given = [*arguments(kind), "--size_batch", "8", "--max_steps", str(steps), "--lr", "4e-3"]
     content = {"train": [hinted(kind, i) for i in range(200)], "val": [hinted(kind, i) for i in range(15)]}
     (tmp_path / "txt_asked.json").write_text(json.dumps(content))
-    folder = run(monkeypatch, SCRIPTS[kind], [*given, "--eval_start", "true"])
+    folder = run_script(monkeypatch, SCRIPTS[kind], [*given, "--eval_start", "true"])
     first, *_, last = lines(folder / "eval.jsonl")
     assert last["val_acc"] > 0.7 and last["val_loss"] < 0.3 * first["val_loss"]
 
 
 def test_a_checkpoint_is_evaluated_before_training_or_alone(monkeypatch, arguments):
     given = arguments("open")
-    first = run(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1", "--lr", "1e-3"])
+    first = run_script(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1", "--lr", "1e-3"])
     given += ["--path_ckpt", str(first / "ckpt_violet_asked_last.pt")]
-    again = run(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1"])
-    alone = run(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--size_epoch", "0"])
+    again = run_script(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1"])
+    alone = run_script(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--size_epoch", "0"])
     trained, zero, only = (
         lines(first / "eval.jsonl")[-1],
         lines(again / "eval.jsonl"),
@@ -412,39 +391,39 @@ def test_a_checkpoint_is_evaluated_before_training_or_alone(monkeypatch, argumen
 
 
 def test_splits_may_be_missing(monkeypatch, arguments):
-    folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", test=0), "--max_steps", "1"])
+    folder = run_script(monkeypatch, main_qamc_tsv, [*arguments("qamc", test=0), "--max_steps", "1"])
     assert not any(key.startswith("test_") for key in lines(folder / "eval.jsonl")[0])
     assert (folder / "ckpt_violet_asked_best.pt").exists()
-    folder = run(monkeypatch, main_qamc_tsv, [*arguments("qamc", val=0), "--max_steps", "1"])
+    folder = run_script(monkeypatch, main_qamc_tsv, [*arguments("qamc", val=0), "--max_steps", "1"])
     assert "test_acc" in lines(folder / "eval.jsonl")[0]
     assert [p.name for p in folder.glob("ckpt*.pt")] == ["ckpt_violet_asked_last.pt"]  # no best without val
     weights = str(folder / "ckpt_violet_asked_last.pt")
     given = [*arguments("qamc", train=0), "--size_epoch", "0", "--path_ckpt", weights]
-    folder = run(monkeypatch, main_qamc_tsv, given)
+    folder = run_script(monkeypatch, main_qamc_tsv, given)
     assert "val_acc" in lines(folder / "eval.jsonl")[0]
 
 
 def test_a_config_of_another_task_and_a_wrong_number_of_options(monkeypatch, arguments):
     with pytest.raises(UserError, match="runs configs of type 'qamc'; this one is of type 'qaoe'"):
-        run(monkeypatch, main_qamc_tsv, arguments("open"))
+        run_script(monkeypatch, main_qamc_tsv, arguments("open"))
     with pytest.raises(UserError, match="runs configs of type 'qaoe'; this one is of type 'qamc'"):
-        run(monkeypatch, main_qaoe_tsv_lsmdc_fib, arguments("gen"))
+        run_script(monkeypatch, main_qaoe_tsv_lsmdc_fib, arguments("gen"))
     with pytest.raises(UserError, match="it has 5 options, not 4; set size_option"):
-        run(monkeypatch, main_qamc_tsv, [*arguments("qamc"), "--size_option", "4"])
+        run_script(monkeypatch, main_qamc_tsv, [*arguments("qamc"), "--size_option", "4"])
     with pytest.raises(UserError, match="it has 0 options"):  # an open-ended file
         arguments("open")
         given = arguments("gen")
         content = {s: [asked("open", i) for i in range(4)] for s in ("train", "val")}
         (Path(given[1]).parent / "txt_asked.json").write_text(json.dumps(content))
-        run(monkeypatch, main_qamc_tsv_mlm_gen_ans_idx, given)
+        run_script(monkeypatch, main_qamc_tsv_mlm_gen_ans_idx, given)
 
 
 def test_two_processes_and_one_give_the_same_accuracy(monkeypatch, arguments):
     """On seven questions in batches of two, which two processes cannot share evenly."""
     given = arguments("open")
-    first = run(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1"])
+    first = run_script(monkeypatch, main_qaoe_tsv_mlm_head, [*given, "--max_steps", "1"])
     given += ["--size_epoch", "0", "--path_ckpt", str(first / "ckpt_violet_asked_last.pt")]
-    one = run(monkeypatch, main_qaoe_tsv_mlm_head, given)
+    one = run_script(monkeypatch, main_qaoe_tsv_mlm_head, given)
     before = set(one.parent.iterdir())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "main_qaoe_tsv_mlm_head.py", *given]

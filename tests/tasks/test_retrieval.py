@@ -22,7 +22,7 @@ from tasks.retrieval.evaluation import Blocks
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.ranking import both_ways
 from tasks.retrieval.scoring import PairScorer, all_pairs, chunks
-from tests.conftest import SWIN, WORDS, tiny_bert, write_videos
+from tests.conftest import SWIN, WORDS, demo_network, run_script, tiny_bert, write_videos
 from tests.test_agent import free_port, lines
 
 ROOT = Path(__file__).parents[2]
@@ -201,12 +201,7 @@ def arguments(tmp_path, bert_folder):
         "data_dir": str(tmp_path),
         "dataset": "clips",
         "task": "found",
-        "txt_backbone": str(bert_folder),
-        "fusion_encoder": str(bert_folder),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
+        **demo_network(bert_folder),
         "size_img": 32,
         "size_frame": 2,
         "size_txt": 12,
@@ -220,21 +215,10 @@ def arguments(tmp_path, bert_folder):
     return ["--config", str(tmp_path / "config.json")]
 
 
-def run(monkeypatch, script, arguments: list[str]) -> Path:
-    """Run a script in this process; returns its run folder."""
-    monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
-    out = Path(json.loads(Path(arguments[1]).read_text())["path_output"])
-    before = set(out.glob("_found_*"))
-    monkeypatch.setattr("engine.runs.time.strftime", lambda layout, *_: f"{len(before)}")
-    script.main()
-    (folder,) = set(out.glob("_found_*")) - before
-    return folder
-
-
 @pytest.fixture
 def trained(monkeypatch, arguments):
     """The command line of an evaluation of a checkpoint."""
-    folder = run(monkeypatch, main_retrieval_tsv, [*arguments, "--max_steps", "2", "--lr", "1e-2"])
+    folder = run_script(monkeypatch, main_retrieval_tsv, [*arguments, "--max_steps", "2", "--lr", "1e-2"])
     weights = str(folder / "ckpt_violet_found_last.pt")
     return [*arguments, "--path_ckpt", weights, "--multi_clip_testing", "false"]
 
@@ -260,7 +244,7 @@ def test_training_writes_accuracy_within_batches_and_evaluation_ranks_everything
     hits = [sum(row[way] for row in rows) / 8 for way in ("right_v2t", "right_t2v")]  # acc as published
     assert [evaluation["test_acc"], evaluation["test_acc_t2v"]] == hits
     assert evaluation["test_acc_mean"] == sum(hits) / 2
-    folder = run(monkeypatch, eval_retrieval_tsv, trained)
+    folder = run_script(monkeypatch, eval_retrieval_tsv, trained)
     scores = np.load(folder / "scores.npy")
     want = plain_matrix(trained)
     np.testing.assert_allclose(scores, want, rtol=0, atol=1e-4 * np.abs(want).max())
@@ -279,7 +263,7 @@ def test_training_writes_accuracy_within_batches_and_evaluation_ranks_everything
 
 
 def test_an_interrupted_evaluation_goes_on_from_its_scores(monkeypatch, trained):
-    whole = np.load(run(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
+    whole = np.load(run_script(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
     out = Path(json.loads(Path(trained[1]).read_text())["path_output"])
     write = Blocks.write
 
@@ -290,7 +274,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_scores(monkeypatch, trained)
 
     monkeypatch.setattr(Blocks, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, eval_retrieval_tsv, trained)
+        run_script(monkeypatch, eval_retrieval_tsv, trained)
     (folder,) = out.glob("_scores_*")
     assert Blocks(folder).done() == [0, 1]
     marked = Blocks(folder).read(0) + 100  # what is read again is not computed again
@@ -301,7 +285,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_scores(monkeypatch, trained)
     monkeypatch.setattr(
         RetrievalModel, "average", lambda *given: (encoded.append(len(given[1])), average(*given))[1]
     )
-    last = run(monkeypatch, eval_retrieval_tsv, trained)
+    last = run_script(monkeypatch, eval_retrieval_tsv, trained)
     scores = np.load(last / "scores.npy")
     assert encoded == [2] and "2 of 3 blocks" in (last / "log.txt").read_text()
     np.testing.assert_array_equal(scores[:3], whole[:3] + 100)
@@ -311,7 +295,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_scores(monkeypatch, trained)
 @pytest.mark.parametrize("change", ["weights", "text", "frames"])
 def test_scores_of_anything_else_are_not_gone_on_from(monkeypatch, trained, change):
     monkeypatch.setattr(Blocks, "remove", lambda self: None)  # as if it had been interrupted at the end
-    first = run(monkeypatch, eval_retrieval_tsv, trained)
+    first = run_script(monkeypatch, eval_retrieval_tsv, trained)
     folder = Path(json.loads(Path(trained[1]).read_text())["data_dir"])
     if change == "weights":
         state = torch.load(trained[3], weights_only=True)
@@ -323,18 +307,18 @@ def test_scores_of_anything_else_are_not_gone_on_from(monkeypatch, trained, chan
         (folder / "txt_found.json").write_text(json.dumps(content))
     else:
         write_videos(folder, rows=8, frames=6)
-    second = run(monkeypatch, eval_retrieval_tsv, trained)
+    second = run_script(monkeypatch, eval_retrieval_tsv, trained)
     assert not np.array_equal(np.load(first / "scores.npy"), np.load(second / "scores.npy"))
     assert len(list(first.parent.glob("_scores_*"))) == 2
 
 
 def test_a_video_that_is_missing_or_damaged_is_last_and_hinders_no_other(monkeypatch, trained):
-    whole = np.load(run(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
+    whole = np.load(run_script(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
     folder = Path(json.loads(Path(trained[1]).read_text())["data_dir"])
     rows = (folder / "img_clips.tsv").read_bytes().splitlines(keepends=True)
     rows[3] = b"\t".join([*rows[3].split(b"\t")[:2], b"AAAA\n"])
     (folder / "img_clips.tsv").write_bytes(b"".join(rows[:6] + rows[7:]))
-    found = run(monkeypatch, eval_retrieval_tsv, [*trained, "--max_bad_ratio", "0.2"])
+    found = run_script(monkeypatch, eval_retrieval_tsv, [*trained, "--max_bad_ratio", "0.2"])
     scores = np.load(found / "scores.npy")
     lost = [3, 6]
     assert np.isneginf(scores[lost]).all()
@@ -345,7 +329,7 @@ def test_a_video_that_is_missing_or_damaged_is_last_and_hinders_no_other(monkeyp
 
 
 def test_two_processes_give_the_scores_of_one(monkeypatch, trained):
-    one = run(monkeypatch, eval_retrieval_tsv, trained)
+    one = run_script(monkeypatch, eval_retrieval_tsv, trained)
     before = set(one.parent.iterdir())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += [f"--master_port={free_port()}", "eval_retrieval_tsv.py", *trained]
@@ -362,22 +346,22 @@ def test_a_run_learns_its_videos_and_ranks_them_first(monkeypatch, arguments):
     content = json.loads((Path(arguments[1]).parent / "txt_found.json").read_text())
     content["train"] *= 100
     (Path(arguments[1]).parent / "txt_found.json").write_text(json.dumps(content))
-    folder = run(monkeypatch, main_retrieval_tsv, given)
+    folder = run_script(monkeypatch, main_retrieval_tsv, given)
     checkpoint = folder / "ckpt_violet_found_best.pt"
-    found = run(monkeypatch, eval_retrieval_tsv, [*given, "--path_ckpt", str(checkpoint)])
+    found = run_script(monkeypatch, eval_retrieval_tsv, [*given, "--path_ckpt", str(checkpoint)])
     (evaluation,) = lines(found / "eval.jsonl")
     assert evaluation["t2v_r1"] >= 0.5  # chance 0.125
 
 
 def test_what_has_no_checkpoint_is_not_evaluated(monkeypatch, arguments):
     with pytest.raises(UserError, match="path_ckpt is empty"):
-        run(monkeypatch, eval_retrieval_tsv, arguments)
+        run_script(monkeypatch, eval_retrieval_tsv, arguments)
 
 
 def test_a_ranking_averages_all_clips_of_a_video_as_published(monkeypatch, trained):
     given = trained[: trained.index("--multi_clip_testing")]
-    scores = np.load(run(monkeypatch, eval_retrieval_tsv, given) / "scores.npy")
-    one = np.load(run(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
+    scores = np.load(run_script(monkeypatch, eval_retrieval_tsv, given) / "scores.npy")
+    one = np.load(run_script(monkeypatch, eval_retrieval_tsv, trained) / "scores.npy")
     values = json.loads(Path(given[1]).read_text())
     config = Config(**{**values, "path_ckpt": given[given.index("--path_ckpt") + 1]})
     model, gallery = RetrievalModel.from_config(config).eval(), read_gallery(config)
@@ -393,7 +377,7 @@ def test_a_ranking_averages_all_clips_of_a_video_as_published(monkeypatch, train
 
 def test_every_epoch_is_ranked_on_val_and_the_best_on_test(monkeypatch, arguments):
     given = [*arguments, "--keep_epochs", "--size_epoch", "2", "--lr", "1e-2"]
-    folder = run(monkeypatch, main_retrieval_tsv, given)
+    folder = run_script(monkeypatch, main_retrieval_tsv, given)
     kept = sorted(path.stem.removeprefix("ckpt_violet_found_") for path in folder.glob("ckpt_*"))
     assert kept == ["1", "2", "best", "last"]
     monkeypatch.setattr(
@@ -416,4 +400,4 @@ def test_weights_that_are_not_numbers_are_refused(monkeypatch, trained):
     state["fc.1.weight"][0, 0] = float("nan")
     torch.save(state, trained[3])
     with pytest.raises(UserError, match=r"not finite in fc\.1\.weight: the checkpoint is unusable"):
-        run(monkeypatch, eval_retrieval_tsv, trained)
+        run_script(monkeypatch, eval_retrieval_tsv, trained)

@@ -18,7 +18,7 @@ from media.frames import Stored
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, strip
 from tasks.retrieval.ranking import figures
-from tests.conftest import jpeg, write_videos
+from tests.conftest import demo_network, jpeg, write_videos
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -55,12 +55,7 @@ def checkpoint(tmp_path, bert_folder, monkeypatch):
     config = Config(
         type="retrieval",
         task="found",
-        txt_backbone=str(bert_folder),
-        fusion_encoder=str(bert_folder),
-        txt_backbone_rand_init=True,
-        fusion_encoder_rand_init=True,
-        vis_backbone_size="demo",
-        vis_backbone_init="random",
+        **demo_network(bert_folder),
         size_img=32,
         size_frame=2,
         size_txt=10,

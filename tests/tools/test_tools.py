@@ -13,7 +13,7 @@ from demo import run as run_demo
 from demo import scores as demo_scores
 from lib import Config, UserError
 from model import PretrainModel
-from tests.conftest import SWIN, noise_teachers, tiny_bert, write_corpus
+from tests.conftest import SWIN, demo_network, noise_teachers, tiny_bert, write_corpus
 from video_swin import SIZES, VideoSwin
 from weights.swin import load_backbone
 
@@ -24,12 +24,7 @@ def config(tmp_path, bert_folder):
     return Config(
         train_yaml={"clips": str(corpus)},
         val_yaml={"clips": str(corpus)},
-        txt_backbone=str(bert_folder),
-        fusion_encoder=str(bert_folder),
-        txt_backbone_rand_init=True,
-        fusion_encoder_rand_init=True,
-        vis_backbone_size="demo",
-        vis_backbone_init="random",
+        **demo_network(bert_folder),
         size_img=64,
         size_frame=2,
         size_txt=10,
