@@ -7,7 +7,9 @@ File formats are defined in `_data/README.md`.
 
 import contextlib
 import functools
+import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +274,9 @@ class Batches(Sampler[list[Draw]]):
 
     In training a corpus may be shared out among nodes, `pools` {name: the samples of each node}: a node's
     processes, which follow one another in rank, draw from its pool alone; an epoch ends with the smallest.
+
+    With `shuffle_rows` samples are shuffled within that many which follow one another in the files, and those
+    groups are shuffled: a disk then reads one part of a file at a time.
     """
 
     def __init__(
@@ -284,8 +289,10 @@ class Batches(Sampler[list[Draw]]):
         processes: int = 1,
         pools: Mapping[str, Sequence[np.ndarray]] | None = None,
         keep_last: bool = False,
+        shuffle_rows: int = 0,
     ) -> None:
         self.sizes, self.train, self.seed, self.keep_last = dict(sizes), train, seed, keep_last
+        self.shuffle_rows = shuffle_rows
         self.rank, self.processes, self.epoch, self.skip = rank, processes, 0, 0
         self.batch_sizes = dict(batch_sizes)
         self.pools = {name: [torch.arange(size)] for name, size in sizes.items()}
@@ -323,12 +330,27 @@ class Batches(Sampler[list[Draw]]):
             for name in self.pools
             for row in split(name, generator)
         ]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        order = torch.randperm(len(batches), generator=generator)
+        if self.shuffle_rows and not self.keep_last:  # corpora are mixed, the batches of each stay in order
+            bounds = np.cumsum([0, *(self.steps(name) for name in self.pools)])
+            for first, last in itertools.pairwise(bounds.tolist()):
+                own = (order >= first) & (order < last)
+                order[own] = order[own].sort().values
+        return [batches[i] for i in order.tolist()]
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Tensor:
+        """0 to size - 1 in random order, or in groups of `shuffle_rows`: see the class."""
+        rows = self.shuffle_rows
+        if not rows:
+            return torch.randperm(size, generator=generator)
+        groups = torch.arange(size).split(rows)
+        order = torch.randperm(len(groups), generator=generator).tolist()
+        return torch.cat([groups[i][torch.randperm(len(groups[i]), generator=generator)] for i in order])
 
     def whole_batches(self, name: str, generator: torch.Generator) -> list[list[int]]:
         """This process's share of a corpus in random order, without the rest that fills no batch."""
         parts = self.pools[name]
-        orders = [part[torch.randperm(len(part), generator=generator)] for part in parts]
+        orders = [part[self.shuffled(len(part), generator)] for part in parts]
         steps, each, processes = self.steps(name), self.batch_sizes[name], self.processes // len(parts)
         pool, place = divmod(self.rank, processes)
         return orders[pool][: steps * each * processes].view(steps, processes, each)[:, place].tolist()
@@ -420,6 +442,15 @@ def workers_alive(loader: DataLoader[Any]) -> Iterator[Any]:
         ) from error
 
 
+def data_workers(config: Config, world: World) -> int:
+    """`n_workers`, but no more than each training process of this machine has cores."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(config.n_workers, max(1, usable * world.nodes // world.size))
+    if most < config.n_workers:
+        log.info("n_workers %d: reduced to %d, the cores of each process", config.n_workers, most)
+    return most
+
+
 def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:
     """The loader of `train_yaml` or `val_yaml`. Images have T times the clips' batch, at most 128."""
     paths = config.train_yaml if train else config.val_yaml
@@ -441,6 +472,17 @@ def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -
         log.warning("size_batch 1: a batch has no other text, and video-text matching (vtm) learns nothing")
     sizes = {name: len(c) for name, c in corpora.items()}
     pools = {name: c.by_node(world.nodes) for name, c in corpora.items()} if train else {}
-    batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, pools)
+    batches = Batches(
+        sizes,
+        batch_sizes,
+        train,
+        config.seed,
+        world.rank,
+        world.size,
+        pools,
+        shuffle_rows=config.shuffle_rows,
+    )
     mixture = Mixture(corpora, config.seed, train)
-    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin=world.device.type != "cpu")
+    return Loader(
+        mixture, batches, data_workers(config, world), config.max_bad_ratio, pin=world.device.type != "cpu"
+    )

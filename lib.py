@@ -229,7 +229,10 @@ class Config:
     max_bad_ratio: ClosedUnitInterval = key(0.01, EVERY, INPUT)
     """share of unreadable rows above which a run stops"""
     n_workers: NonNegativeInt = key(4, EVERY, INPUT)
-    """data-loading workers per training process"""
+    """data-loading workers per training process, at most as many as each process has cores"""
+    shuffle_rows: NonNegativeInt = key(0, PRETRAIN, INPUT)
+    """pairs of a corpus that are shuffled together, then the next: files are read nearly in their order, as
+    network disks need; 0: whole corpora are shuffled"""
 
     # -- the network
     vis_backbone: Literal["vidswin"] = key("vidswin", EVERY, NETWORK)

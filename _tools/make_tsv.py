@@ -7,11 +7,12 @@ In under a minute (a CSV with the columns `video` and `caption`, ten short clips
 
     python _tools/make_tsv.py clips/captions.csv --output _data --name clips --frames 4
 
-Writes NAME.yaml, NAME.img.tsv and NAME.caption.tsv (each with its .lineidx), NAME.linelist.tsv,
+Writes NAME.yaml, NAME.img.tsv and NAME.caption.tsv (each with its indices), NAME.linelist.tsv,
 NAME.manifest.jsonl (the settings, then a line per item: source, frames, seconds, SHA-256) and
 NAME.failures.tsv (id, path, reason of what was left out). With --frames_only (text comes later, from
 annotations.py) it writes img_NAME.tsv, its indices, manifest and failures; with --shard_gb NAME.img.0.tsv,
-NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames.
+NAME.img.1.tsv ... and a composite YAML; with --link rows that name the files instead of holding frames; with
+--proxy rows that name small copies of the videos, in the folder NAME.proxies.
 _data/README.md defines the formats. Unfinished files are kept in the folder NAME.part: after a kill, the same
 command continues where it stopped and gives the same bytes.
 """
@@ -48,6 +49,7 @@ from media.kinds import as_arguments
 
 AHEAD = 4  # rows per worker that may wait in memory for a slow one before them
 TIMEOUT = 600.0  # seconds that an item may take
+PROXY_RATE, PROXY_SIDE = 2.0, 224  # frames per second and shorter side in pixels, unless given
 TEMPORARY = ".violet-"  # as in lib.py
 COMPLETE = "complete"  # a file in the growing folder that says that all others there are whole
 
@@ -155,7 +157,9 @@ def settings_of(items: list[Item], sampling: Sampling, layout: Layout) -> Settin
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr((item, sizes(item.path))).encode())
-    made = asdict(sampling) | {"link": bool(sampling.link)} | asdict(layout)
+    made = (
+        asdict(sampling) | {"link": bool(sampling.link), "proxies": bool(sampling.proxies)} | asdict(layout)
+    )
     return made | {"content": digest.hexdigest()[:16]}
 
 
@@ -245,7 +249,7 @@ def resume(part: Path, layout: Layout, settings: Settings) -> list[Done]:
 def discard(part: Path) -> None:
     """Empty the growing folder; one that holds anything else is an error, and stays."""
     ours = re.compile(
-        r"(img|caption)(\.\d+)?\.(tsv|lineidx|id2lineidx\.pkl)|linelist\.tsv|failures\.tsv|yaml"
+        r"(img|caption)(\.\d+)?\.(tsv|lineidx|fieldidx\.npy|id2lineidx\.pkl)|linelist\.tsv|failures\.tsv|yaml"
     )
     names = {"journal.jsonl", "manifest.jsonl", COMPLETE}
     for path in list(part.iterdir()):
@@ -303,12 +307,14 @@ def caption_texts(part: Path, made: Iterable[tuple[Item, Done]], layout: Layout)
 
 
 def write_indices(part: Path, shards: Iterable[int], layout: Layout) -> None:
-    """Write the .lineidx of each TSV, and the index by id of the frames that go with questions."""
-    from media.tsv import find_ids, id2lineidx_path, write_lineidx  # imports torch: not for those that decode
+    """Write the .lineidx of each TSV, and of frames the index by field and, for questions, that by id."""
+    # imports torch: not for those that decode
+    from media.tsv import find_ids, id2lineidx_path, write_fieldidx, write_lineidx
 
     for shard in shards:
         rows = part / layout.rows(shard)
         write_lineidx(rows)
+        write_fieldidx(rows)
         if layout.frames_only:
             id2lineidx_path(rows).write_bytes(pickle.dumps(find_ids(rows)))
         else:
@@ -342,13 +348,15 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.name.isprintable() or Path(args.name).name != args.name or len(args.name) > 100:
         raise UserError(f"--name {args.name[:40]!r}: up to 100 printable characters without a slash.")
     part = args.output / f"{args.name}.part"
+    fps = args.fps or (PROXY_RATE if args.proxy else None)
     sampling = Sampling(
-        frames=args.frames or (None if args.fps else 32),
-        fps=args.fps,
-        size=args.size,
+        frames=args.frames or (None if fps else 32),
+        fps=fps,
+        size=args.size or (PROXY_SIDE if args.proxy else 320),
         quality=args.quality,
         rate=args.rate,
         link=str(args.output) if args.link else "",
+        proxies=str(args.output / f"{args.name}.proxies") if args.proxy else "",
         captions=not args.frames_only,
         keep_damaged=args.keep_damaged,
     )
@@ -414,14 +422,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         help="frames per video at most, evenly spaced, first and last included (default: 32)",
     )
-    add("--fps", type=float, help="frames per second of video (then, by default, --frames is unbounded)")
+    add("--fps", type=float, help="frames per second of video (then, by default, --frames is unbounded; "
+        f"default with --proxy: {PROXY_RATE:g})")  # fmt: skip
     add("--start", type=float, default=0.0, help="start of each clip in seconds (default: 0)")
     add("--end", type=float, help="end of each clip in seconds (default: end of the video)")
     add(
         "--size",
         type=int,
-        default=320,
-        help="longest side of stored frames in pixels; smaller frames are kept (default: 320)",
+        help="longest side of stored frames in pixels; smaller frames are kept (default: 320); "
+        f"with --proxy: the shorter side (default: {PROXY_SIDE})",
     )
     add("--quality", type=int, default=90, help="quality of the JPEGs, 1 to 100 (default: 90)")
     add(
@@ -440,6 +449,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="write rows that name the files, which are decoded when they are read",
     )
+    add(
+        "--proxy",
+        action="store_true",
+        help="write small videos of which every frame is a key frame, and rows that name them: "
+        "they take less than half of the bytes of stored frames",
+    )
     add("--shard_gb", type=float, default=0.0, help="size limit of a frames file in GB (default: one file)")
     add(
         "--workers",
@@ -454,6 +469,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} must be more than 0")
     if args.start < 0 or (args.end is not None and args.end <= args.start):
         parser.error("--start and --end must be 0 <= start < end")
+    if args.link and args.proxy:
+        parser.error("--link names the videos themselves, --proxy names small copies: choose one")
     if args.link and args.keep_damaged:
         parser.error("--keep_damaged applies to stored frames; linked rows are checked when they are read")
     return args

@@ -94,8 +94,11 @@ def frames_at(path: Path, times: Sequence[float]) -> list[Frame]:
         try:
             picked: list[Frame] = []
             seek(container, stream, times[0])  # some containers read their index then
-            for group in by_key_frame(times, key_times(stream)):
-                picked += on_screen(frames_between(container, stream, group), group, may_precede=False)
+            keys = key_times(stream)
+            exact = set() if stream.codec_context.has_b_frames else set(keys)  # else times of decoding
+            for group in by_key_frame(times, keys):
+                found = frames_between(container, stream, group, group[0] in exact)
+                picked += on_screen(found, group, may_precede=False)
             return picked
         except (Late, av.FFmpegError):  # a wrong index, or none: read it from the beginning
             pass
@@ -174,13 +177,16 @@ def by_key_frame(times: Sequence[float], keys: Sequence[float]) -> list[list[flo
     return groups
 
 
-def frames_between(container: Any, stream: Any, times: Sequence[float]) -> Iterator[Frame]:
+def frames_between(
+    container: Any, stream: Any, times: Sequence[float], at_key: bool = False
+) -> Iterator[Frame]:
     """The frames on screen at the ascending `times`, and others from the key frame before on.
 
-    Of the others those that no frame builds on are not decoded: of most H.264 half.
+    Of the others those that no frame builds on are not decoded: of most H.264 half. There is none if one
+    time is asked for, that of a key frame (`at_key`).
     """
     shown = None
-    if stream.codec_context.name in SKIPPING:
+    if stream.codec_context.name in SKIPPING and not (at_key and len(times) == 1):
         seek(container, stream, times[0])
         shown = shown_stamps(container, stream, times)
     seek(container, stream, times[0])
@@ -259,10 +265,10 @@ def decoded(container: Any, stream: Any, shown: set[int] | None) -> Iterator[Any
 def upright(frame: Any) -> Image.Image:
     """The picture of a decoded frame, RGB on white, mirrored and turned as its display matrix says."""
     mirrored, turn = orientation(frame)
-    if any(component.is_alpha for component in frame.format.components):
-        picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))
-    else:
-        picture = frame.to_image()
+    alpha = any(component.is_alpha for component in frame.format.components)
+    # by one thread: to start others, as `to_image` does, takes eight times as long
+    pixels = frame.reformat(format="rgba" if alpha else "rgb24", threads=1).to_ndarray()
+    picture = to_rgb(Image.fromarray(pixels)) if alpha else Image.fromarray(pixels)
     if mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return picture.rotate(turn, expand=True) if turn else picture

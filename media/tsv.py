@@ -1,11 +1,15 @@
-"""Rows of TSV files by memory map: by number (`NAME.lineidx`), or by video id (`NAME.id2lineidx.pkl`)."""
+"""Rows of TSV files: by number (`NAME.lineidx`), or by video id (`NAME.id2lineidx.pkl`).
+
+With a third index, `NAME.fieldidx.npy`, a sample reads from the disk only the frames that it uses.
+"""
 
 import mmap
+import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -19,10 +23,10 @@ class BadRow(Exception):
 
 
 class Tsv:
-    """Rows of a TSV file by memory map, by its index `NAME.lineidx` (built when missing).
+    """Rows of a TSV file, by its index `NAME.lineidx` (built when missing).
 
     `offsets` are its rows' where another index was read. It holds no open file when pickled, and opens its
-    own in each process: safe under fork and spawn.
+    own in each process: safe under fork and spawn. With `NAME.fieldidx.npy`, fields are read one by one.
     """
 
     def __init__(self, path: str | Path, offsets: np.ndarray | None = None) -> None:
@@ -30,7 +34,8 @@ class Tsv:
         check_tsv(self.path)
         self.size = self.path.stat().st_size
         self.offsets = read_lineidx(self.path) if offsets is None else offsets
-        self._map: mmap.mmap | None = None
+        self.indexed = read_fieldidx(self.path, len(self.offsets)) is not None
+        self._close()
         if offsets is None:
             self._check_end()
 
@@ -38,25 +43,48 @@ class Tsv:
         return len(self.offsets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
+        state = dict(self.__dict__)
+        return {**state, "_file": None, "_map": None, "_ends": None}
+
+    def _close(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._map: mmap.mmap | None = None
+        self._ends: np.ndarray | None = None
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The file, open for reading without a buffer."""
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        return self._file
 
     @property
     def map(self) -> mmap.mmap:
         """The file's bytes."""
         if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
 
-    def __getitem__(self, row: int) -> list[bytes]:
+    def __getitem__(self, row: int) -> Sequence[bytes]:
         """The fields of a row; raises `BadRow` where the index does not lead to the start of one."""
         if not 0 <= row < len(self):
             raise BadRow(f"{self.path} has no row {row}: it has {len(self)}.")
         start = int(self.offsets[row])
+        if self.indexed and start < self.size:
+            return self._fields(row, start)
         if start >= self.size or (start and self.map[start - 1] != ord("\n")):
             raise BadRow(f"{self.path} row {row}: its offset {start} in the .lineidx is not a row's start.")
         end = self.map.find(b"\n", start)
         return self.map[start : self.size if end < 0 else end].rstrip(b"\r").split(b"\t")
+
+    def _fields(self, row: int, start: int) -> "Fields":
+        """The fields of a row as `NAME.fieldidx.npy` gives them."""
+        if self._ends is None:
+            self._ends = read_fieldidx(self.path, len(self))
+            if self._ends is None:
+                raise BadRow(f"{fieldidx_path(self.path)} has changed since the run was started.")
+        count, *ends = self._ends[row].tolist()
+        return Fields(self, start, [-1, *ends[:count]], range(count))
 
     def _check_end(self) -> None:
         """Raise `UserError` unless the index ends with the file's last row."""
@@ -68,6 +96,40 @@ class Tsv:
             )
         if last < self.size and self.map.find(b"\n", last) not in (-1, self.size - 1):
             raise UserError(f"{index} ends before {self.path} does: delete it; it is rebuilt.")
+
+
+class Fields(Sequence[bytes]):
+    """The fields of a row, each read from the file when it is asked for; a slice of them reads nothing.
+
+    `ends` are their ends in bytes behind the row's start, after a -1.
+    """
+
+    def __init__(self, tsv: Tsv, start: int, ends: Sequence[int], places: range) -> None:
+        self.tsv, self.start, self.ends, self.places = tsv, start, ends, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Fields": ...
+    def __getitem__(self, place: int | slice) -> "bytes | Fields":
+        """A field; raises `BadRow` where the index does not lead from one separator to the next."""
+        if isinstance(place, slice):
+            return Fields(self.tsv, self.start, self.ends, self.places[place])
+        number = self.places[place]
+        begin, end = (self.start + self.ends[number + more] for more in (0, 1))
+        before = b"\n" if number == 0 else b"\t"
+        after = (b"\n", b"\r", b"") if number + 2 == len(self.ends) else (b"\t",)
+        content = os.pread(self.tsv.file.fileno(), end + 1 - max(begin, 0), max(begin, 0))
+        content = content if begin >= 0 else before + content  # the file's first field has none before it
+        length = end - begin
+        fits = content[:1] == before and content[length:] in after and len(content) >= length
+        if not fits or b"\t" in (field := content[1:length]) or b"\n" in field:
+            index = fieldidx_path(self.tsv.path)
+            raise BadRow(f"{index} does not fit {self.tsv.path.name}: delete the index, or write it again.")
+        return field
 
 
 def lineidx_path(tsv: Path) -> Path:
@@ -141,6 +203,55 @@ def find_rows(tsv: Path, chunk: int = 1 << 26) -> np.ndarray:
     return offsets[offsets < position]  # what follows the last newline is no row
 
 
+# ------------------------------------------------------------------------------------------- by field
+
+
+def fieldidx_path(tsv: Path) -> Path:
+    """NAME.tsv -> NAME.fieldidx.npy."""
+    return tsv.with_suffix(".fieldidx.npy")
+
+
+def read_fieldidx(tsv: Path, rows: int) -> np.ndarray | None:
+    """Per row the number of its fields, then each field's end: uint32 (rows, 1 + the most fields).
+
+    An end is given in bytes behind the row's start. None where there is no index, or one of other rows.
+    """
+    path = fieldidx_path(tsv)
+    if not path.exists():
+        return None
+    with reading(path, "an index of fields", "delete it, or write it again (_tools/index_tsv.py)"):
+        check_file(path, most=1 << 50)
+        ends = np.load(path, mmap_mode="r", allow_pickle=False)
+    if ends.dtype != np.uint32 or ends.ndim != 2 or len(ends) != rows:
+        log.warning(
+            "%s has not the rows of %s and is not used: delete it, or write it again.", path, tsv.name
+        )
+        return None
+    return ends
+
+
+def write_fieldidx(tsv: Path) -> Path:
+    """Write where each field of each row ends (see `read_fieldidx`); returns the index's path."""
+    offsets = find_rows(tsv)
+    bounds = np.append(offsets, tsv.stat().st_size)
+    ends: list[np.ndarray] = []
+    with tsv.open("rb") as file:
+        for length in np.diff(bounds).tolist():
+            row = file.read(length).removesuffix(b"\n")
+            row = row.rstrip(b"\r")
+            tabs = np.flatnonzero(np.frombuffer(row, np.uint8) == ord("\t"))
+            ends.append(np.append(tabs, len(row)))
+    if len(offsets) and np.diff(bounds).max() >= 1 << 32:
+        raise UserError(f"{tsv} has a row of 4 GiB or more, for which there is no index of fields.")
+    table = np.zeros((len(ends), 1 + max(map(len, ends), default=0)), np.uint32)
+    for line, own in zip(table, ends, strict=True):
+        line[0] = len(own)
+        line[1 : 1 + len(own)] = own
+    with atomic_path(fieldidx_path(tsv)) as temporary, temporary.open("wb") as out:
+        np.save(out, table)
+    return fieldidx_path(tsv)
+
+
 # ------------------------------------------------------------------------------------------- by video id
 
 
@@ -157,7 +268,7 @@ class Videos:
     def __contains__(self, name: str) -> bool:
         return name in self.rows
 
-    def __getitem__(self, name: str) -> list[bytes]:
+    def __getitem__(self, name: str) -> Sequence[bytes]:
         """The fields of a video's row; raises `BadRow` where that is another video's."""
         fields = self.tsv[self.rows[name]]
         if fields[0] != name.encode():

@@ -1,6 +1,7 @@
 """Files that are as they should be, files that are not, and batches under any number of processes."""
 
 import base64
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, pretrain_loader
+from dataset import Batches, Loader, Mixture, PretrainCorpus, data_workers, pretrain_loader
 from lib import Config, UserError, World
 from media.frames import (
     STD,
@@ -552,3 +553,30 @@ def test_texts_of_other_clips_follow_from_the_pair_alone(tmp_path, tokens):
         write_corpus(tmp_path, "one", 1), "one", tokens, Transform(["img_center_crop"], 32), 2
     )
     assert alone.read(0, None)["other_txt"].shape == (0, tokens.size)
+
+
+def test_shuffled_rows_stay_near_one_another():
+    batches = Batches({"a": 103, "b": 40}, {"a": 4, "b": 2}, True, seed=3, shuffle_rows=20)
+    rows = {"a": [], "b": []}
+    for batch in batches:
+        rows[batch[0].corpus] += [draw.index for draw in batch]
+    for name, size in (("a", 103), ("b", 40)):
+        groups = [index // 20 for index in rows[name]]
+        starts = [first for first, second in itertools.pairwise(groups) if first != second]
+        assert len(starts) == len(set(groups)) - 1  # each group is read to its end, then another
+        assert rows[name] != sorted(rows[name]) and len(set(rows[name])) == len(rows[name])
+        assert size - len(rows[name]) < 4
+    corpora = [batch[0].corpus for batch in batches]
+    assert len({*itertools.pairwise(corpora)}) == 4  # the corpora are mixed
+    batches.epoch = 1
+    assert [draw.index for batch in batches for draw in batch if draw.corpus == "a"] != rows["a"]
+
+
+def test_no_more_workers_than_cores(monkeypatch, caplog):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    caplog.set_level("INFO")
+    cases = (4, 1, 1, 4), (16, 1, 1, 8), (4, 8, 1, 1), (4, 8, 4, 4), (0, 1, 1, 0)
+    for n_workers, size, nodes, expected in cases:
+        world = World(torch.device("cpu"), 0, size, nodes)
+        assert data_workers(Config(n_workers=n_workers), world) == expected
+    assert "n_workers 16: reduced to 8" in caplog.text

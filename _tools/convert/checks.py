@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """A row that is to be decoded: its name, what reads its fields, its TSV's folder, the text with it."""
 
     name: str
-    read: Callable[[], list[bytes]]
+    read: Callable[[], Sequence[bytes]]
     folder: Path
     text: str
 

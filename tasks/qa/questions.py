@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import default_collate
 
 from batch import Batch, Output
-from dataset import Batches, Collate, Corpus, Loader, Mixture
+from dataset import Batches, Collate, Corpus, Loader, Mixture, data_workers
 from lib import Config, UserError, World, log
 from media.files import read_json
 from media.frames import Transform, read_clip
@@ -376,4 +376,4 @@ def split_loader(
     sizes, batch_sizes = {split: len(questions)}, {split: config.size_batch}
     batches = Batches(sizes, batch_sizes, train, config.seed, world.rank, world.size, keep_last=True)
     mixture, pin = Mixture({split: questions}, config.seed, train), world.device.type != "cpu"
-    return Loader(mixture, batches, config.n_workers, config.max_bad_ratio, pin, collate)
+    return Loader(mixture, batches, data_workers(config, world), config.max_bad_ratio, pin, collate)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Batches, Draw, Loader, Mixture
+from dataset import Batches, Draw, Loader, Mixture, data_workers
 from engine.parallel import AMP
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
@@ -177,7 +177,8 @@ def score_blocks(
     length = config.size_frame * (1 + (config.size_img // config.size_patch) ** 2) + txt.shape[1]
     pairs = config.pair_batch or pairs_at_once(model, length, dtype, device)
     mixture = Mixture({"videos": gallery.clips}, config.seed, train=False)
-    loader = Loader(mixture, remaining, config.n_workers, config.max_bad_ratio, pin=device.type != "cpu")
+    workers, pin = data_workers(config, world), device.type != "cpu"
+    loader = Loader(mixture, remaining, workers, config.max_bad_ratio, pin)
     loader.start_worker = leave_signals
     total = sum(map(len, remaining.mine)) * len(gallery.texts)
     found = {}

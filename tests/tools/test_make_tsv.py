@@ -33,7 +33,16 @@ from media.frames import row_frames
 from media.tsv import Videos
 
 STEP = 4  # brightness from one frame of a test video to the next
-TABLES = ("img.tsv", "img.lineidx", "caption.tsv", "caption.lineidx", "linelist.tsv", "failures.tsv")
+TABLES = (
+    "img.tsv",
+    "img.lineidx",
+    "img.fieldidx.npy",
+    "caption.tsv",
+    "caption.lineidx",
+    "linelist.tsv",
+    "failures.tsv",
+)
+TABLES += ("failures.tsv",)
 FILES = {f"x.{ending}" for ending in (*TABLES, "yaml", "manifest.jsonl")}
 
 
@@ -635,3 +644,30 @@ def test_linked_rows_are_the_stored_ones(tmp_path: Path, monkeypatch: pytest.Mon
         for one, other in zip(*(frames.read(numbers) for frames in pictures), strict=True):
             assert one.shape == other.shape
             assert (one.float() - other.float()).abs().mean() < 1.5
+
+
+def test_proxies_hold_the_frames_that_rows_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("in/a.mp4"), 50, size=(640, 480), aspect=Fraction(4, 3))
+    write_video(Path("in/b.mp4"), 30, size=(98, 66))
+    Image.new("RGB", (61, 41), (10, 20, 30)).save("in/c.png")
+    write_csv(Path("in/c.csv"), [("a.mp4", "one"), ("b.mp4", "two"), ("c.png", "three")])
+    run(Path("in/c.csv"), Path("out"), "--proxy", "--fps", "5")
+    proxies = sorted(Path("out/x.proxies").rglob("*.mp4"))
+    assert len(proxies) == 3
+    for proxy in proxies:
+        with av.open(str(proxy)) as container:
+            assert all(frame.key_frame for frame in container.decode(video=0))
+    rows = read_rows(Path("out"))
+    first, second, third = (row_frames([field.encode() for field in row], Path("out")) for row in rows)
+    assert [len(first), len(second), len(third)] == [10, 6, 1]
+    assert first.read([0])[0].shape == (3, 224, 398)  # square pixels, its shorter side 224
+    assert second.read([0])[0].shape == (3, 66, 98)  # no side grows
+    assert third.read([0])[0].shape == (3, 42, 62)  # but for one pixel: H.264 takes even sides
+    levels = [round(float(frame.float().mean())) for frame in first.read(range(10))]
+    assert np.allclose(levels, [number * 5 * STEP for number in range(10)], atol=3)
+    before = {path: path.read_bytes() for path in proxies}
+    run(Path("in/c.csv"), Path("out"), "--proxy", "--fps", "5", "--overwrite", workers=2)
+    assert {path: path.read_bytes() for path in proxies} == before
+    with pytest.raises(SystemExit):
+        run(Path("in/c.csv"), Path("out"), "--proxy", "--link", "--overwrite")
