@@ -17,6 +17,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
 from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
+from layers.norm import LayerNorm
 from lib import Config, UserError, log
 from masking import hide_patches
 from mvm_targets import make_targets, name_heads
@@ -57,7 +58,7 @@ class VideoEncoder(nn.Module):
         self.emb_len = embedding(1, max_frames, 1)
         # of the frame-order task, which published checkpoints carry and nothing here uses
         self.emb_odr = embedding(1, 1, 1).requires_grad_(False)
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = LayerNorm(hidden_size)
 
     def forward(self, img: Tensor) -> Tensor:
         """img: (B, T, 3, H, W), normalised -> (B, T(1+hw), D)."""
@@ -66,7 +67,7 @@ class VideoEncoder(nn.Module):
         batch, frames, length = patches.shape[:3]
         cls = self.emb_cls.expand(batch, frames, 1, -1)
         tokens = torch.cat([cls.to(patches.dtype), patches], dim=2)
-        tokens = tokens + self.emb_pos[:, :, : 1 + length] + self.emb_len[:, :frames]
+        tokens = tokens + (self.emb_pos[:, :, : 1 + length] + self.emb_len[:, :frames]).to(tokens.dtype)
         return rearrange(self.norm(tokens), "b t n d -> b (t n) d")
 
 
@@ -106,7 +107,7 @@ class _MlmPredictions(nn.Module):
         super().__init__()
         width = bert.hidden_size
         self.transform = nn.ModuleDict(
-            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, bert.layer_norm_eps)}
+            {"dense": nn.Linear(width, width), "LayerNorm": LayerNorm(width, bert.layer_norm_eps)}
         )
         self.bias = nn.Parameter(torch.zeros(bert.vocab_size))
         self.decoder = nn.Linear(width, bert.vocab_size)
@@ -160,7 +161,7 @@ class Violet(nn.Module):
 
     def fuse(self, video: Tensor, text: Tensor, txt_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Video (B, V, D), text (B, X, D) -> output (B, V+X, D), or (B, K, D) at `positions` (B, K)."""
-        x = torch.cat([video, text], dim=1)
+        x = torch.cat([video, text.to(video.dtype)], dim=1)
         return self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ class Violet(nn.Module):
         self.eval()
         video, text = self.encode(img, txt, txt_mask)
         mask = visible(txt_mask, video.shape[1])
-        received = self.trsfr.attention_received(torch.cat([video, text], dim=1), mask)
+        received = self.trsfr.attention_received(torch.cat([video, text.to(video.dtype)], dim=1), mask)
         self.train(training)
         return received
 
