@@ -56,6 +56,7 @@ from engine.step import (
     quiet_console,
     seeded,
     to_device,
+    to_host,
     total_loss,
     values_of,
 )
@@ -78,7 +79,7 @@ def write_text(path: Path, content: str) -> None:
 class Agent:
     """Trains and evaluates one model: the loop of every script.
 
-    `prepare(batch, generator)` adds masks and the like to a batch on the device; in evaluation `generator` is
+    `prepare(batch, generator)` adds masks and the like to a batch on the CPU; in evaluation `generator` is
     None. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
     split)` makes figures of those of all processes, so that they are the same on any number of them.
     """
@@ -296,11 +297,11 @@ class Agent:
         return leave_out(values) if self.scaler.is_enabled() else values
 
     def prepared(self, batch: Batch, number: int) -> Batch:
-        """A training batch on the device, with masks; dropout too follows from seed, rank and step alone."""
+        """A training batch with masks, on the device; dropout too follows from seed, rank and step alone."""
         generator = seeded(self.config.seed, self.world.rank, self.step, number)
         torch.manual_seed(generator.initial_seed())
         with self.autocast():
-            return self.prepare(to_device(batch, self.world.device), generator)
+            return to_device(self.prepare(batch, generator), self.world.device)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as the config says."""
@@ -339,8 +340,8 @@ class Agent:
         ):
             place = number * self.world.size + self.world.rank  # among the batches of all processes
             with self.autocast():
-                batch = self.prepare(to_device(batch, self.world.device), None)
-                output: Output = self.model(batch)
+                batch = self.prepare(batch, None)
+                output = to_host(self.model(to_device(batch, self.world.device)))
             averages.add(output)
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")

@@ -12,9 +12,11 @@ Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text to
 | `other_txt`, `other_mask` | (B, N, X) | dataset | in evaluation: texts of other samples, for VTM |
 | `place`, `answer` | (B,) | questions | place of [MASK]; token or option to predict, -1: none |
 | `video` | (B,) | captions | number of the video, the same for captions of one video |
-| `masked_img`, `masked_txt` | as `img`, `txt` | masking | hidden patches are 0, hidden words [MASK] |
+| `masked_txt` | as `txt` | masking | hidden words are [MASK] |
 | `ans_mlm` | (B, X) | masking | ids of the hidden words, -1 elsewhere |
+| `mlm_at` | (M,) | masking | numbers of the hidden words among the B X |
 | `mvm_mask` | (B, T, h, w) bool | masking | True: a hidden patch |
+| `mvm_at_TARGET` | (M,) | masking | numbers of the patches that a target reconstructs among its B S h w |
 | `negatives` | (B, N) | masking | in training: samples of the batch whose texts are the wrong ones |
 | `positions` | (B, K) | masking | positions among the L whose output a loss reads |
 """
@@ -62,8 +64,8 @@ class Output:
     """weights of the losses in the sum, if not 1; logged losses are unweighted"""
     scores: dict[str, Mean] = field(default_factory=dict)
     """further figures to log"""
-    predictions: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """one entry per sample, for the predictions file"""
+    predictions: dict[str, Tensor | Sequence[Any]] = field(default_factory=dict)
+    """for the predictions file: one entry per sample, or per hidden word of the batch"""
 
     def weight(self, loss: str) -> float:
         """A loss's share in the sum."""

@@ -92,9 +92,9 @@ def is_word(txt: Tensor, special: SpecialTokens) -> Tensor:
 
 
 def hide_patches(frames: Tensor, mask: Tensor) -> Tensor:
-    """frames: (B, T, 3, H, W) -> the same with 0 in the patches of mask (B, T, h, w)."""
+    """frames: (B, T, 3, H, W) -> the same with 0 in the patches of mask (B, T, h, w), on the same device."""
     p, q = frames.shape[-2] // mask.shape[-2], frames.shape[-1] // mask.shape[-1]
-    pixels = repeat(mask.to(frames.device), "b t h w -> b t 1 (h p) (w q)", p=p, q=q)
+    pixels = repeat(mask, "b t h w -> b t 1 (h p) (w q)", p=p, q=q)
     return frames.masked_fill(pixels, 0.0)
 
 
@@ -113,25 +113,30 @@ def mask_batch(
     source: Source,
     attention: Tensor | None = None,
     reads: Callable[[Tensor], Tensor] = lambda patches: patches,
+    places: Callable[[Tensor], dict[str, Tensor]] = lambda patches: {},
     cut: bool = False,
 ) -> dict[str, Any]:
     """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W), `txt` (B, X), `valid` (B,).
 
-    Added: `masked_img`, `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mvm_mask`
-    (B, T, h, w), `negatives` (B, N) and `positions` (B, K): [CLS], every hidden word and, of the patches,
-    those that `reads` makes of the hidden ones, which is all of the output that a loss reads. `other_txt`, if
-    the batch has it, loses words as `txt` does, or a whole text would be known as a wrong one.
+    Added: `masked_txt`, `ans_mlm` (B, X) with the hidden ids and -1 elsewhere, `mlm_at` (M,), the numbers of
+    the hidden words among the B X, `mvm_mask` (B, T, h, w), `negatives` (B, N), `positions` (B, K): [CLS],
+    every hidden word and, of the patches, those that `reads` makes of the hidden ones, which is all of the
+    output that a loss reads, and the numbers of patches that `places` makes of the hidden ones. `other_txt`,
+    if the batch has it, loses words as `txt` does, or a whole text would be known as a wrong one.
     `attention` (B, L) is needed for `am` alone. With `cut` the columns behind the longest text go once
     everything is drawn: what is hidden is the same, and no loss reads padding.
+
+    The batch is on the CPU and is moved afterwards: a device that is asked how many words are hidden makes
+    the host wait, and then waits for the host.
     """
-    img, txt = batch["img"], batch["txt"].cpu()
+    img, txt = batch["img"], batch["txt"]
     size, frames = len(img), img.shape[1]
     grid = (frames, img.shape[-2] // patch_size, img.shape[-1] // patch_size)
     patches, attended = patch_mask(masks, size, grid, p, source)
     words = word_mask(txt, special, p, source)
     others: dict[str, Tensor] = {}
     if "other_txt" in batch:
-        ids = batch["other_txt"].cpu()
+        ids = batch["other_txt"]
         others["other_txt"] = ids.masked_fill(word_mask(ids, special, p, source), special.mask)
     else:
         others["negatives"] = negative_texts(size, source)
@@ -147,18 +152,24 @@ def mask_batch(
         )  # as published: without a word, patches and words are drawn as by rm
         patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
         words = torch.where(attended[:, None], hidden_words, words)
-    patches &= batch["valid"].cpu()[:, None, None, None]  # there is nothing to see in a blank
+    patches &= batch["valid"][:, None, None, None]  # there is nothing to see in a blank
     longest = int((txt != special.pad).sum(dim=1).max()) if cut else txt.shape[1]
     added: dict[str, Tensor] = {
         **{name: batch[name][:, :longest] for name in ("txt", "mask") if name in batch},
         "masked_txt": txt.masked_fill(words, special.mask)[:, :longest],
         "ans_mlm": txt.masked_fill(~words, -1)[:, :longest],
+        "mlm_at": numbers_of(words[:, :longest]),
         "mvm_mask": patches,
         "positions": read_positions(reads(patches), words),
+        **places(patches),
         **others,
     }
-    added = {name: value.to(img.device) for name, value in added.items()}
-    return {**batch, **added, "masked_img": hide_patches(img, patches)}
+    return {**batch, **added}
+
+
+def numbers_of(chosen: Tensor) -> Tensor:
+    """bool of any shape -> (M,): the numbers of its True places, counted in the order of memory."""
+    return chosen.flatten().nonzero()[:, 0]
 
 
 def is_patch(grid: Grid) -> Tensor:

@@ -17,7 +17,9 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
 from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
+from layers.norm import LayerNorm
 from lib import Config, UserError, log
+from masking import hide_patches
 from mvm_targets import make_targets, name_heads
 from teachers.base import Teacher
 from teachers.make import make_teachers
@@ -56,7 +58,7 @@ class VideoEncoder(nn.Module):
         self.emb_len = embedding(1, max_frames, 1)
         # of the frame-order task, which published checkpoints carry and nothing here uses
         self.emb_odr = embedding(1, 1, 1).requires_grad_(False)
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = LayerNorm(hidden_size)
 
     def forward(self, img: Tensor) -> Tensor:
         """img: (B, T, 3, H, W), normalised -> (B, T(1+hw), D)."""
@@ -65,7 +67,7 @@ class VideoEncoder(nn.Module):
         batch, frames, length = patches.shape[:3]
         cls = self.emb_cls.expand(batch, frames, 1, -1)
         tokens = torch.cat([cls.to(patches.dtype), patches], dim=2)
-        tokens = tokens + self.emb_pos[:, :, : 1 + length] + self.emb_len[:, :frames]
+        tokens = tokens + (self.emb_pos[:, :, : 1 + length] + self.emb_len[:, :frames]).to(tokens.dtype)
         return rearrange(self.norm(tokens), "b t n d -> b (t n) d")
 
 
@@ -105,7 +107,7 @@ class _MlmPredictions(nn.Module):
         super().__init__()
         width = bert.hidden_size
         self.transform = nn.ModuleDict(
-            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, bert.layer_norm_eps)}
+            {"dense": nn.Linear(width, width), "LayerNorm": LayerNorm(width, bert.layer_norm_eps)}
         )
         self.bias = nn.Parameter(torch.zeros(bert.vocab_size))
         self.decoder = nn.Linear(width, bert.vocab_size)
@@ -159,7 +161,7 @@ class Violet(nn.Module):
 
     def fuse(self, video: Tensor, text: Tensor, txt_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Video (B, V, D), text (B, X, D) -> output (B, V+X, D), or (B, K, D) at `positions` (B, K)."""
-        x = torch.cat([video, text], dim=1)
+        x = torch.cat([video, text.to(video.dtype)], dim=1)
         return self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ class Violet(nn.Module):
         self.eval()
         video, text = self.encode(img, txt, txt_mask)
         mask = visible(txt_mask, video.shape[1])
-        received = self.trsfr.attention_received(torch.cat([video, text], dim=1), mask)
+        received = self.trsfr.attention_received(torch.cat([video, text.to(video.dtype)], dim=1), mask)
         self.train(training)
         return received
 
@@ -252,7 +254,8 @@ class PretrainModel(Violet):
 
     def forward(self, batch: Batch) -> Output:
         """A batch with its masks (see `masking.mask_batch`) -> the losses and accuracies of the tasks."""
-        video, text = self.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
+        shown = hide_patches(batch["img"], batch["mvm_mask"])
+        video, text = self.encode(shown, batch["masked_txt"], batch["mask"])
         read = self.fuse(video, text, batch["mask"], batch["positions"])
         fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
         visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
@@ -277,8 +280,12 @@ class PretrainModel(Violet):
             read |= target.reads(patch_mask)
         return read
 
+    def places(self, patch_mask: Tensor) -> dict[str, Tensor]:
+        """As `reads` -> `mvm_at_TARGET` (M,) of each target, the patches that it reconstructs."""
+        return {f"mvm_at_{name}": target.places(patch_mask) for name, target in self.targets.items()}
+
     def reconstruct(self, visual: Tensor, batch: Batch, output: Output) -> None:
-        """MVM: visual (B, V, D) -> the loss of each target at the patches of `mvm_mask`."""
+        """MVM: visual (B, V, D) -> the loss of each target at its patches, `mvm_at_TARGET`."""
         if batch["img"].shape[1] == 1 and not self.mvm_on_images:
             # DistributedDataParallel waits for the gradients of the heads
             nothing = torch.stack([p.sum() for head in self.mvm_heads.values() for p in head.parameters()])
@@ -286,22 +293,25 @@ class PretrainModel(Violet):
                 output.losses[f"mvm_{name}"] = Mean(0.0 * nothing.sum(), nothing.new_zeros(()))
             return
         for name, target in self.targets.items():
-            predicted, truth = target.compare(visual, batch["img"], batch["mvm_mask"])
+            places = batch.get(f"mvm_at_{name}")
+            if places is None:  # a batch that was masked without `places`: on a device the host waits here
+                places = target.places(batch["mvm_mask"])
+            predicted, truth = target.compare(visual, batch["img"], batch["mvm_mask"].shape[1:], places)
             output.losses[f"mvm_{name}"] = target.error(predicted, truth)
             for score, mean in target.scores(predicted, truth).items():
                 output.scores[f"mvm_{name}_{score}"] = mean
 
     def name_words(self, words: Tensor, batch: Batch, output: Output) -> None:
-        """MLM: words (B, X, D) -> cross-entropy and accuracy at the positions where `ans_mlm` is not -1."""
-        hidden = batch["ans_mlm"] >= 0
-        logits, answers = self.fc_mtm(words[hidden]).float(), batch["ans_mlm"][hidden]
-        right = best_alone(logits, answers) & batch["valid"].unsqueeze(1).expand_as(hidden)[hidden]
-        count = hidden.sum()
+        """MLM: words (B, X, D) -> cross-entropy and accuracy at the hidden words, `mlm_at`."""
+        at = batch["mlm_at"]
+        logits = self.fc_mtm(words.flatten(0, 1).index_select(0, at)).float()
+        answers = batch["ans_mlm"].flatten().index_select(0, at)
+        right = best_alone(logits, answers) & batch["valid"].index_select(0, at // words.shape[1])
+        count = torch.full((), len(at), device=at.device)
         output.losses["mlm"] = Mean(F.cross_entropy(logits, answers, reduction="sum"), count)
         output.scores["mlm_acc"] = Mean(right.sum(), count)
         if not self.training:
-            found = logits.argmax(dim=-1).split(hidden.sum(dim=1).tolist())
-            output.predictions["mlm"] = [ids.tolist() for ids in found]
+            output.predictions["mlm"] = logits.argmax(dim=-1)
 
     def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
         """VTM: each video picks its own text among others; see `matching_scores`.
@@ -314,7 +324,7 @@ class PretrainModel(Violet):
             others, number = self.enc_txt(ids, mask), batch["other_txt"].shape[1]
         else:
             texts, number = batch["negatives"].flatten(), batch["negatives"].shape[1]
-            others, mask = text[texts], batch["mask"][texts]
+            others, mask = text.index_select(0, texts), batch["mask"].index_select(0, texts)
         scores = self.matching_scores(matched, video, others, mask)
         own = scores.new_zeros(len(scores), dtype=torch.long)
         right = best_alone(scores, own) & batch["valid"]
@@ -323,7 +333,7 @@ class PretrainModel(Violet):
         output.losses["vtm"] = Mean(loss, count)
         output.scores["vtm_acc"] = Mean(right.sum(), count)
         if not self.training and number:
-            output.predictions["vtm"] = right.tolist()
+            output.predictions["vtm"] = right
 
     def matching_scores(self, matched: Tensor, video: Tensor, others: Tensor, mask: Tensor) -> Tensor:
         """`fc` scores (B, 1 + N) of each video with its own text and with N others.

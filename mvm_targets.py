@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from batch import Mean, best_alone
 from lib import UserError
+from masking import numbers_of
 from teachers.base import Teacher
 from teachers.hog import hog_picture
 
@@ -113,7 +114,11 @@ class Target(ABC):
         return patch_mask
 
     def usable(self, truth: Tensor) -> Tensor | None:
-        """bool (B, S): the pictures of the truth that are fit to learn from; None: all."""
+        """bool (B, S): the pictures of the truth that are fit to learn from; None: all.
+
+        The truth of the others is NaN in `error`, which has to leave it out: the host need not wait to know
+        which pictures remain.
+        """
         return None
 
     # -- shared by all targets
@@ -124,21 +129,29 @@ class Target(ABC):
         visual: (B, T(1+hw), D), the model's output at the video tokens (of which those in `reads` count);
         frames: (B, T, 3, H, W) as in `truth`; patch_mask: (B, T, h, w), True or 1 = masked.
         """
-        return self.error(*self.compare(visual, frames, patch_mask))
+        return self.error(*self.compare(visual, frames, patch_mask.shape[1:], self.places(patch_mask)))
 
-    def compare(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `loss` -> prediction and truth (M, C, k, k) at the patches to reconstruct."""
-        truth, chosen = self.hidden_truth(frames, patch_mask)
-        return self.predict(self.tokens(visual, patch_mask.shape[1:])[chosen]), truth
+    def places(self, patch_mask: Tensor) -> Tensor:
+        """(B, T, h, w), True or 1 = masked -> (M,): numbers of the patches of `hidden` among the B S h w."""
+        return numbers_of(self.hidden(patch_mask))
+
+    def compare(
+        self, visual: Tensor, frames: Tensor, grid: Sequence[int], places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prediction and truth (M, C, k, k) at the patches to reconstruct.
+
+        visual, frames: as in `loss`; grid: (T, h, w); places: (M,), see `places`.
+        """
+        tokens = self.tokens(visual, grid).flatten(0, 3).index_select(0, places)
+        return self.predict(tokens), self.hidden_truth(frames, grid, places)
 
     @torch.no_grad()
-    def hidden_truth(self, frames: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As `loss` -> the truth (M, C, k, k) at the patches to reconstruct, and which those are."""
+    def hidden_truth(self, frames: Tensor, grid: Sequence[int], places: Tensor) -> Tensor:
+        """As `compare` -> the truth (M, C, k, k) at the patches to reconstruct."""
         truth = self.truth(frames.float())
-        chosen, usable = self.hidden(patch_mask), self.usable(truth)
-        if usable is not None:
-            chosen = chosen & usable[:, :, None, None]
-        return patches(truth, patch_mask.shape[1:])[chosen], chosen
+        if (usable := self.usable(truth)) is not None:
+            truth = truth.where(usable[:, :, None, None, None], torch.nan)
+        return patches(truth, grid).flatten(0, 3).index_select(0, places)
 
     def reconstruct(self, visual: Tensor, grid: Sequence[int]) -> Tensor:
         """visual: (B, T(1+hw), D); grid: (T, h, w) -> the prediction at every patch, shaped as `truth`."""
@@ -165,7 +178,7 @@ def unpatch(parts: Tensor) -> Tensor:
 def l1(predicted: Tensor, truth: Tensor, count: float, divisor: float) -> Mean:
     """Sum of the absolute errors / (count + 1e-5) / divisor, in float32."""
     error = (predicted.float() - truth.float()).abs().sum()
-    return Mean(error, error.new_tensor((count + 1e-5) * divisor))
+    return Mean(error, torch.full_like(error, (count + 1e-5) * divisor))
 
 
 class PatchHead(nn.Sequential):
@@ -285,8 +298,10 @@ class OpticalFlow(PictureTarget):
         return truth.abs().flatten(2).amax(dim=2) < self.largest
 
     def error(self, predicted: Tensor, truth: Tensor) -> Mean:
-        """L1; the published loss divides by the channels twice."""
-        return l1(predicted, truth, count=truth.numel(), divisor=2)
+        """L1 over the usable pairs; the published loss divides by the channels twice."""
+        known = truth.isfinite()
+        error = (predicted.float() - truth.float().nan_to_num()).where(known, 0.0).abs().sum()
+        return Mean(error, (known.sum() + 1e-5) * 2)
 
 
 # ------------------------------------------------------------------------------------- visual vocabulary
@@ -318,12 +333,12 @@ class Vq(Target):
     def error(self, predicted: Tensor, truth: Tensor) -> Mean:
         """Logits (M, vocabulary, k, k), words (M, 1, k, k) -> mean cross-entropy."""
         loss = F.cross_entropy(predicted.float(), truth[:, 0], reduction="sum")
-        return Mean(loss, loss.new_tensor(float(truth.numel())))
+        return Mean(loss, torch.full_like(loss, truth.numel()))
 
     def scores(self, predicted: Tensor, truth: Tensor) -> dict[str, Mean]:
         """`acc`: the share of the words that are right; a tie is none."""
         right = best_alone(predicted.movedim(1, -1), truth[:, 0]).sum()
-        return {"acc": Mean(right, torch.tensor(truth.numel(), device=right.device))}
+        return {"acc": Mean(right, torch.full_like(right, truth.numel()))}
 
 
 # --------------------------------------------------------------------------------------------- features

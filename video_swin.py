@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from layers.norm import LayerNorm
+
 Dims = tuple[int, int, int]  # time, height, width
 
 
@@ -109,17 +111,25 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, W, N, C) for W windows of N patches; mask: (W, N, N) or None -> (B, W, N, C)."""
-        windows, length = x.shape[1:3]
-        index = self.relative_position_index[:length, :length]
-        bias = rearrange(F.embedding(index, self.relative_position_bias_table), "n m h -> h n m").contiguous()
-        if mask is None:
-            layout = "(b w) h n d"
-        else:  # a mask per window: windows lie beside the heads, so that it is not copied for every clip
-            layout = "b (w h) n d"
-            bias = rearrange(bias + mask[:, None], "w h n m -> (w h) n m")
-        q, k, v = rearrange(self.qkv(x), f"b w n (three h d) -> three {layout}", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, bias[None].to(q.dtype))
-        return self.proj(rearrange(x, f"{layout} -> b w n (h d)", w=windows, h=self.heads))
+        # a mask per window: windows lie beside the heads, so that it is not copied for every clip
+        layout = "(b w) h n d" if mask is None else "b (w h) n d"
+        parts = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (rearrange(part, f"b w n (h d) -> {layout}", h=self.heads) for part in parts)
+        seen = F.scaled_dot_product_attention(q, k, v, self.bias(x.shape[2], mask, q.dtype))
+        return self.proj(rearrange(seen, f"{layout} -> b w n (h d)", w=x.shape[1], h=self.heads))
+
+    def bias(self, length: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(1, heads, N, N) for windows of N = `length` patches, or (1, W heads, N, N) with a mask (W, N, N).
+
+        Its rows lie a multiple of 8 apart, as the attention kernels of CUDA want them.
+        """
+        spare = -length % 8
+        index = F.pad(self.relative_position_index[:length, :length], (0, spare))
+        bias = F.embedding(index, self.relative_position_bias_table.to(dtype))
+        bias = rearrange(bias, "n m h -> 1 h n m").contiguous()
+        if mask is not None:
+            bias = rearrange(bias + F.pad(mask.to(dtype), (0, spare))[:, None], "w h n m -> 1 (w h) n m")
+        return bias[..., :length]
 
 
 # -------------------------------------------------------------------------------------------- network
@@ -144,9 +154,9 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, window: Dims, shifted: bool, drop_path: float) -> None:
         super().__init__()
         self.window, self.shifted = window, shifted
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = StochasticDepth(drop_path, "row")
 
@@ -182,7 +192,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +227,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv3d(3, dim, kernel_size=(2, 4, 4), stride=(1, 4, 4))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, T, ceil(H/4), ceil(W/4), C)."""
@@ -241,7 +251,7 @@ class VideoSwin(nn.Module):
             here, drop_paths = drop_paths[:depth], drop_paths[depth:]
             merge = i + 1 < len(size.depths)
             self.layers.append(Stage(size.embed_dim * 2**i, depth, heads, size.window, here, merge))
-        self.norm = nn.LayerNorm(self.width)
+        self.norm = LayerNorm(self.width)
         self.initialise(size.init_std)
 
     @torch.no_grad()

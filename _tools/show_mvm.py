@@ -31,7 +31,7 @@ from engine.arguments import load_config
 from engine.processes import choose_device
 from engine.step import seeded, to_device
 from lib import Config, UserError, run_script
-from masking import mask_batch
+from masking import hide_patches, mask_batch
 from media.files import atomic_path
 from media.frames import Transform, decode_frame
 from media.kinds import file_id
@@ -138,7 +138,8 @@ def channels_last(pictures: Tensor) -> np.ndarray:
 @torch.inference_mode()
 def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, Pair]:
     """For each target: the reconstruction at hidden patches (elsewhere the truth), and the truth."""
-    video, text = model.encode(batch["masked_img"], batch["masked_txt"], batch["mask"])
+    shown = hide_patches(batch["img"], batch["mvm_mask"])
+    video, text = model.encode(shown, batch["masked_txt"], batch["mask"])
     visual = model.fuse(video, text, batch["mask"])[:, : video.shape[1]]
     grid = batch["mvm_mask"].shape[1:]
     pictures = {}
@@ -261,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, (made, truth) in reconstruct(model, batch).items()
     }
     captions = [str(tokens.tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch["txt"]]
-    seen = [("frames", batch["img"]), ("masked", batch["masked_img"])]
+    seen = [("frames", batch["img"]), ("masked", hide_patches(batch["img"], batch["mvm_mask"]))]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
     for name, pair in pairs.items():
         made, truth = colours_of(name, pair[1])(*pair)

@@ -37,8 +37,9 @@ def constant_losses(config: Config, loader: Any, tokens: Tokens) -> dict[str, fl
         )
     losses = {}
     for name, target in make_targets(config.mvm_target, 1, teachers=make_teachers(config)).items():
-        hidden = [target.hidden_truth(batch["img"], batch["mvm_mask"])[0] for batch in batches]
-        colour = torch.cat(hidden).movedim(1, 0).flatten(1).median(dim=1).values
+        masks = [(batch["img"], batch["mvm_mask"]) for batch in batches]
+        hidden = [target.hidden_truth(img, mask.shape[1:], target.places(mask)) for img, mask in masks]
+        colour = torch.cat(hidden).movedim(1, 0).flatten(1).nanmedian(dim=1).values
         total = count = 0.0
         for patches in hidden:
             mean = target.error(colour[:, None, None].expand_as(patches), patches)

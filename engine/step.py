@@ -38,9 +38,38 @@ def join(means: Mapping[str, Mean], world: World) -> dict[str, Mean]:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; frames that come as bytes are normalised there."""
-    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """The batch with its tensors on `device`; frames that come as bytes are normalised there.
+
+    The host does not wait for the copies, which are made from pinned memory.
+    """
+    moved = {k: send(v, device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return {k: normalise(v) if k == "img" and v.dtype == torch.uint8 else v for k, v in moved.items()}
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, for which the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_host(output: Output) -> Output:
+    """The output of an evaluated batch on the CPU, its predictions as lists; the host waits once."""
+
+    def copy(means: Mapping[str, Mean]) -> dict[str, Mean]:
+        return {name: Mean(fetch(mean.total), fetch(mean.count)) for name, mean in means.items()}
+
+    fetched = {k: fetch(v) if isinstance(v, Tensor) else v for k, v in output.predictions.items()}
+    here = Output(copy(output.losses), output.weights, copy(output.scores))
+    if any(mean.total.device.type != "cpu" for mean in output.losses.values()):
+        torch.accelerator.synchronize()
+    here.predictions = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in fetched.items()}
+    return here
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, which holds its values once the device has been waited for."""
+    return tensor.detach().to("cpu", non_blocking=True)
 
 
 def leave_out(values: Mapping[str, Mean]) -> dict[str, Mean]:

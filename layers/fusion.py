@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
+from layers.norm import LayerNorm
+
 
 class FusionLayer(nn.Module):
     """One layer of BERT's encoder (Devlin et al., NAACL 2019), its parameters under BERT's names."""
@@ -27,13 +29,13 @@ class FusionLayer(nn.Module):
             {
                 "self": nn.ModuleDict(projections),
                 "output": nn.ModuleDict(
-                    {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps)}
+                    {"dense": nn.Linear(width, width), "LayerNorm": LayerNorm(width, eps)}
                 ),
             }
         )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, bert.intermediate_size)})
         self.output = nn.ModuleDict(
-            {"dense": nn.Linear(bert.intermediate_size, width), "LayerNorm": nn.LayerNorm(width, eps)}
+            {"dense": nn.Linear(bert.intermediate_size, width), "LayerNorm": LayerNorm(width, eps)}
         )
 
     def project(self, name: str, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ travels as bytes, a quarter of what floats take, and is normalised where it is c
 
 import base64
 import binascii
+import functools
 import math
 import os
 import re
@@ -37,8 +38,8 @@ REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 RATIO = 32  # of a frame's sides: no video has more
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation
+MEAN, STD = (torch.tensor(values)[:, None, None] for values in IMAGENET)
 CENTRE = np.array([0.5, 0.5])  # shares of the way down and right
 
 
@@ -221,7 +222,15 @@ def read_clips(
 
 def normalise(frames: Tensor) -> Tensor:
     """(..., 3, H, W) uint8 -> float32 by ImageNet's mean and deviation, on the device of the frames."""
-    return frames.float().sub_(255 * MEAN.to(frames.device)).div_(255 * STD.to(frames.device))
+    mean, deviation = (channels(values, frames.device) for values in IMAGENET)
+    return frames.float().sub_(255 * mean).div_(255 * deviation)
+
+
+@functools.cache
+def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1): a number for each channel, copied to the device once: the host waits for each such copy."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def within_ratio(frame: Tensor, place: np.ndarray) -> Tensor:

@@ -132,6 +132,7 @@ def weights(config: Any) -> dict[str, float]:
             seeded(88, number),
             None,
             model.reads,
+            model.places,
         )
         outputs.clear()
         losses = model(masked).losses

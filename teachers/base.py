@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as image
 
 from engine.processes import choose_device
-from media.frames import MEAN, STD
+from media.frames import IMAGENET, channels
 
 
 class Stopwatch:
@@ -117,7 +116,8 @@ class PairTeacher(Teacher):
 
 def to_pixels(frames: Tensor) -> Tensor:
     """ImageNet-normalised frames (..., 3, H, W) -> the same in [0, 1]."""
-    return (frames * STD.to(frames) + MEAN.to(frames)).clamp(0, 1)
+    mean, deviation = (channels(values, frames.device) for values in IMAGENET)
+    return (frames * deviation + mean).clamp(0, 1)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -127,4 +127,4 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor, mean: Any, std: Any) -> Tensor:
     """Pixels (N, 3, H, W) in [0, 1] -> with a network's own mean and standard deviation."""
-    return image.normalize(pixels, list(mean), list(std))
+    return (pixels - channels(tuple(mean), pixels.device)) / channels(tuple(std), pixels.device)

@@ -7,13 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import functional as image
 
 from lib import Config
+from media.frames import channels
 from teachers.base import PairTeacher, Teacher, normalise, to_bytes
 from weights.checkpoint import load_tensors
 from weights.published import missing_weights
 from weights.tensor_files import read_tensors
+
+
+class Unwaited(TorchFunctionMode):
+    """Inside, the host waits for no copy to a device: torchvision's RAFT makes coordinates on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """A call of torch."""
+        options = {"non_blocking": True} if func is Tensor.to else {}
+        return func(*args, **{**(kwargs or {}), **options})
 
 
 class RaftTeacher(PairTeacher):
@@ -25,11 +36,11 @@ class RaftTeacher(PairTeacher):
 
     def follow(self, first: Tensor, second: Tensor) -> Tensor:
         """See `PairTeacher.follow`."""
-        flow = self.network(self.preprocess(first), self.preprocess(second))[-1]
+        with Unwaited():
+            flow = self.network(self.preprocess(first), self.preprocess(second))[-1]
         height, width = first.shape[-2:]
-        scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]])
-        flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-        return flow * scale[:, None, None]
+        scale = channels((width / flow.shape[-1], height / flow.shape[-2]), flow.device)
+        return scale * F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> in [-1, 1], with sides that RAFT takes: divisible by 8, 128 at least."""

@@ -25,7 +25,7 @@ def hog_picture(frames: Tensor, orientations: int = 9, cell: int = 8) -> Tensor:
     height, width = frames.shape[-2:]
     if min(height, width) < cell:
         raise UserError(f"hog needs frames of at least {cell} px a side, not {height} x {width}.")
-    strokes = orientation_strokes(orientations, cell).to(frames.device).flatten(1)
+    strokes = orientation_strokes(orientations, cell, frames.device).flatten(1)
     flat = frames.float().reshape(-1, *frames.shape[-3:])
     few = CACHE // (4 * height * width) if frames.device.type == "cpu" else len(flat)
     few = min(len(flat), max(1, few))
@@ -91,7 +91,7 @@ def gradient(channel: Tensor, out: Tensor) -> None:
 
 
 @functools.cache
-def orientation_strokes(orientations: int, cell: int) -> Tensor:
+def orientation_strokes(orientations: int, cell: int, device: torch.device) -> Tensor:
     """(orientations, cell, cell): 1 where scikit-image draws an orientation's line through a cell."""
     from skimage.draw import line
 
@@ -101,4 +101,4 @@ def orientation_strokes(orientations: int, cell: int) -> Tensor:
         angle = math.pi * (i + 0.5) / orientations
         down, right = radius * math.sin(angle), radius * math.cos(angle)
         stroke[line(int(middle - right), int(middle + down), int(middle + right), int(middle - down))] = 1
-    return strokes
+    return strokes.to(device)  # once: the host waits for each such copy

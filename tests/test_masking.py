@@ -188,6 +188,8 @@ def test_text_cut_to_the_longest_hides_the_same(kind):
     whole = mask_batch(batch, [kind], *given, generator(), attention)
     cut = mask_batch(batch, [kind], *given, generator(), attention, cut=True)
     assert cut["ans_mlm"].shape == (6, 7) and (whole["ans_mlm"] >= 0).any()
+    words = cut.pop("mlm_at")
+    assert torch.equal(cut["ans_mlm"].flatten()[words], whole["ans_mlm"].flatten()[whole["mlm_at"]])
     for name, value in cut.items():
         text = name in ("txt", "mask", "masked_txt", "ans_mlm")
         assert torch.equal(value, whole[name][:, :7] if text else whole[name]), name
@@ -204,7 +206,7 @@ def test_nothing_is_hidden_of_a_blank():
 def test_same_generator_same_masks():
     batch = make_batch()
     first, second = (mask_batch(batch, ["rm", "bm"], 0.3, SPECIAL, 32, generator(5)) for _ in range(2))
-    for name in ("masked_img", "masked_txt", "mvm_mask", "negatives", "positions"):
+    for name in ("masked_txt", "mlm_at", "mvm_mask", "negatives", "positions"):
         assert torch.equal(first[name], second[name])
 
 

@@ -39,7 +39,7 @@ def test_targets_are_float32_under_autocast(dtype):
     target = make_targets(["hog"], 16)["hog"]
     frames, mask = torch.randn(1, 1, 3, 32, 32), torch.ones(1, 1, 1, 1)
     with torch.autocast("cpu", dtype):
-        truth, _ = target.hidden_truth(frames, mask)
+        truth = target.hidden_truth(frames, (1, 1, 1), target.places(mask))
     assert torch.equal(truth[0, 0], hog_picture(frames[0, 0]))
 
 
@@ -64,12 +64,20 @@ def test_pair_that_moves_too_far_is_left_out():
         "optical_flow"
     ]
     frames, visual = torch.randn(1, 3, 3, 64, 64), torch.randn(1, 3 * 5, 16)
+    visual.requires_grad_()
     mask, flow = torch.ones(1, 3, 2, 2), torch.zeros(1, 2, 2, 64, 64)
     flow[0, 0, :, 5, 5] = torch.tensor([2.0, -50.0])
     target.truth = lambda _: flow
-    assert target.compare(visual, frames, mask)[1].shape == (4, 2, 32, 32)
+    places = target.places(mask)
+    predicted, truth = target.compare(visual, frames, (3, 2, 2), places)
+    assert torch.equal(truth[:4].isnan(), torch.ones(4, 2, 32, 32, dtype=torch.bool))
+    loss = target.error(predicted, truth)
+    torch.testing.assert_close(loss.total, predicted[4:].abs().sum())
+    assert loss.count == pytest.approx(2 * predicted[4:].numel())
+    (gradient,) = torch.autograd.grad(loss.total, predicted)
+    assert (gradient[:4] == 0).all() and (gradient[4:] != 0).any()
     flow[0, 0, :, 5, 5] = torch.tensor([49.9, 49.9])  # as published its length, 70.6 px, does not count
-    assert target.compare(visual, frames, mask)[1].shape == (8, 2, 32, 32)
+    assert target.compare(visual, frames, (3, 2, 2), places)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (1, 1, 1), (2, 3, 2)], ids=str)

@@ -249,7 +249,7 @@ def test_mvm_loss(name, model):
     heads = torch.nn.ModuleDict(target.heads)
     fill(heads.eval())
     target.truth = lambda frames: truth_of(name, patches.shape[1:])
-    predicted, truth = target.compare(visual, seeded("img"), patches)
+    predicted, truth = target.compare(visual, seeded("img"), patches.shape[1:], target.places(patches))
     assert_close(target.error(predicted, truth).value, f"mvm/{name}_loss")
     for score, mean in target.scores(predicted, truth).items():
         assert_close(mean.value, f"mvm/{name}_{score}")

@@ -58,9 +58,9 @@ class QuestionModel(Violet):
             logits = logits[:, list(among)] if among else logits
             shares, best = logits.softmax(dim=1).topk(min(BEST, logits.shape[1]))
             output.predictions |= {
-                "rank": rank_of(logits, own).tolist(),
-                "best": best.tolist(),
-                "probabilities": shares.tolist(),
+                "rank": rank_of(logits, own),
+                "best": best,
+                "probabilities": shares,
             }
         return output
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import default_collate
 
 from batch import Batch, Output
 from dataset import Loader
@@ -18,7 +19,7 @@ from lib import Config, UserError, World, log
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
 from media.tokens import Tokens
 from media.tsv import BadRow, Videos
-from tasks.qa.questions import Annotation, Item, choose_splits, split_loader
+from tasks.qa.questions import Annotation, Item, choose_splits, split_loader, without_padding
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,9 @@ def pair_loaders(config: Config, world: World, tokens: Tokens) -> dict[str, Load
         captions = read_captions(annotation.path, split, items, joins(config), first)
         log.info("%s: %d captions", split, len(captions))
         pairs = Pairs(captions, videos, tokens, transform, config.size_frame, train=split == "train")
-        loaders[split] = split_loader(config, world, split, pairs)
+        # gathered texts must be equally long on every process
+        collate = default_collate if config.compile or config.gather_negatives else without_padding
+        loaders[split] = split_loader(config, world, split, pairs, collate)
     return loaders
 
 

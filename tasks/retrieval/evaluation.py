@@ -171,6 +171,7 @@ def score_blocks(
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     order = words[1].sum(dim=1).argsort(stable=True)
     txt, mask = (rows[order] for rows in words)
+    lengths = mask.sum(dim=1)
     with autocast:
         text = encode_texts(model, txt, mask, device)
     scorer, mask = PairScorer(model, dtype), mask.to(device)
@@ -187,7 +188,8 @@ def score_blocks(
             with autocast:
                 video = model.average(to_device(batch, device)["img"], config.size_batch)
             block = np.empty((len(video), len(gallery.texts)), np.float32)
-            block[:, order.numpy()] = all_pairs(scorer, video, text, mask, pairs, bar.update).cpu().numpy()
+            found_here = all_pairs(scorer, video, text, mask, pairs, bar.update, lengths)
+            block[:, order.numpy()] = found_here.cpu().numpy()
             block[~batch["valid"].numpy()] = -np.inf
             blocks.write(number, block)
             found[number] = block

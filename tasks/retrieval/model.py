@@ -75,8 +75,6 @@ class RetrievalModel(Violet):
 
     def scores(self, video: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """video: (N, V, D); text: (M, X, D); mask: (M, X) -> `fc` of all pairs (N, M)."""
-        longest = int(mask.sum(dim=1).max())  # what lies behind the longest text is padding
-        text, mask = text[:, :longest], mask[:, :longest]
         pairs = torch.cartesian_prod(
             torch.arange(len(video), device=video.device), torch.arange(len(text), device=video.device)
         )
@@ -88,7 +86,8 @@ class RetrievalModel(Violet):
         """pairs: (P, 2), numbers of a video and a text -> `fc` of each (P,)."""
         videos, texts = pairs.unbind(dim=1)
         cls = torch.full((len(pairs), 1), video.shape[1], device=video.device)
-        return self.fc(self.fuse(video[videos], text[texts], mask[texts], cls)).flatten()
+        video, text = video.index_select(0, videos), text.index_select(0, texts)
+        return self.fc(self.fuse(video, text, mask.index_select(0, texts), cls)).flatten()
 
     def again(self, function: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """`function(*given)`; with `pair_batch` what it computes is not kept for the backward pass."""
@@ -110,8 +109,8 @@ class RetrievalModel(Violet):
             own = own + world.rank * len(video)
             by_text = gather(by_video, world)[:, own].T
         # Deviation 14: published, another caption of the same video is one that it must not find
-        same = batch["video"][:, None] == videos
-        same[torch.arange(len(own)), own] = False
+        other = own[:, None] != torch.arange(len(videos), device=own.device)
+        same = (batch["video"][:, None] == videos) & other
         by_video, by_text = (s.float().masked_fill(same, -torch.inf) for s in (by_video, by_text))
         return self.judge(by_video, by_text, own, batch["valid"])
 
@@ -120,7 +119,7 @@ class RetrievalModel(Violet):
 
         by_video: (N, texts); by_text: (N, videos); own: (N,), where the right one is.
         """
-        count = torch.as_tensor(len(own), device=own.device)
+        count = torch.full((), len(own), device=own.device)
         losses = [
             F.cross_entropy(scores / self.temperature, own, reduction="sum") for scores in (by_video, by_text)
         ]
@@ -130,8 +129,8 @@ class RetrievalModel(Violet):
             output.scores[name] = Mean(hits.sum(), count)
         if not self.training:
             output.predictions |= {
-                "t2v": right[0].tolist(),
-                "v2t": right[1].tolist(),
+                "t2v": right[0],
+                "v2t": right[1],
                 "among": [by_text.shape[1]] * len(own),
             }
         return output

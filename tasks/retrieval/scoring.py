@@ -80,12 +80,14 @@ def all_pairs(
     mask: Tensor,
     pairs: int,
     advance: Callable[[int], object] = lambda _: None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """video: (N, V, D); text: (M, X, D); mask: (M, X) -> scores (N, M); `advance(count)` after each chunk.
 
-    Texts are best given sorted by length: each chunk is cut to its longest.
+    Texts are best given sorted by length: each chunk is cut to its longest. `lengths` (M,), if they are known
+    on the CPU, spare the host a wait for the device.
     """
-    lengths = mask.sum(dim=1).cpu()
+    lengths = mask.sum(dim=1).cpu() if lengths is None else lengths
     found = torch.empty(len(video), len(text), device=video.device)
     for rows, columns, longest in chunks(lengths, len(video), pairs):
         part = scorer.scores(video[rows], text[columns, :longest], mask[columns, :longest])

@@ -22,7 +22,7 @@ from engine.processes import agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
 from engine.step import compile_encoders
 from lib import Config, UserError, World, log
-from masking import mask_batch
+from masking import mask_batch, numbers_of
 from model import PretrainModel, Violet
 from tasks.qa.model import ChoiceModel
 from tasks.retrieval.model import RetrievalModel
@@ -65,11 +65,9 @@ def pretrain_batch(size: int = 8) -> dict:
         for tensor in (masked["mvm_mask"], masked["positions"], masked["ans_mlm"] >= 0)
     )
     assert mask.any() and hidden.any()
-    shown = (mask == 0)[:, :, None].repeat_interleave(32, 3).repeat_interleave(32, 4)
     other = [(i + 1) % (size // 4) for i in range(size // 4)] * 4
     return {
         **batch,
-        "masked_img": batch["img"] * shown,
         "masked_txt": txt.masked_fill(hidden, SPECIAL.mask),
         "ans_mlm": txt.masked_fill(~hidden, -1),
         "mvm_mask": mask,
@@ -116,7 +114,9 @@ def shares(batch: dict, rank: int, processes: int, accumulate: int) -> list[dict
     starts = [(rank * accumulate + number) * size for number in range(accumulate)]
     parts = [part(batch, list(range(start, start + size))) for start in starts]
     return [
-        {**p, "negatives": p["negatives"] - start} if "negatives" in p else p
+        {**p, "negatives": p["negatives"] - start, "mlm_at": numbers_of(p["ans_mlm"] >= 0)}
+        if "negatives" in p
+        else p
         for p, start in zip(parts, starts, strict=True)
     ]
 

@@ -70,7 +70,7 @@ def test_what_is_seen_is_left_as_it_is():
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1, 0] = True
     img = torch.randn(1, 1, 3, 64, 64)
-    batch = {"img": img, "masked_img": img, "masked_txt": txt, "mask": torch.ones_like(txt), "mvm_mask": mask}
+    batch = {"img": img, "masked_txt": txt, "mask": torch.ones_like(txt), "mvm_mask": mask}
     for name, (made, truth) in show_mvm.reconstruct(model, batch).items():
         changed = (made != truth).any(2)[0, 0]
         half = changed.shape[0] // 2
