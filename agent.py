@@ -20,6 +20,7 @@ from batch import Batch, Mean, Output
 from dataset import Loader
 from engine.parallel import (
     AMP,
+    choose_compile,
     choose_parallel,
     choose_precision,
     clip,
@@ -29,6 +30,7 @@ from engine.parallel import (
     unsharded,
     wrap,
 )
+from engine.processes import Agreement
 from engine.profiling import Profile, peak_memory
 from engine.recorder import Averages, Recorder
 from engine.resume import (
@@ -100,14 +102,14 @@ class Agent:
         self.precision = choose_precision(config, world.device)
         sharing = choose_parallel(config, world)
         self.model = model.to(world.device)
-        if config.compile:
+        if choose_compile(config, sharing, world.device):
             compile_encoders(self.model)
-        self.wrapped = wrap(self.model, world, sharing)
+        self.wrapped = wrap(self.model, world, sharing, config.compress_gradients)
         groups = parameter_groups(self.model, config.lr, config.decay, config.vis_backbone_lr_mul, multiples)
         self.optimizer = make_optimizer(groups, config.lr, sharing)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         report(config, sharing, self.precision, world.device)
-        self.saver, self.stop = Saver(), Stop()
+        self.saver, self.stop, self.agreement = Saver(), Stop(), Agreement(world)
         self.in_run = False  # whether `fit` is on
         self.saved = 0.0  # when the state was saved last
         self.step, self.total = 0, 0  # optimiser steps done, and of the whole run
@@ -239,7 +241,8 @@ class Agent:
     def save_or_stop(self) -> None:
         """Save the state if it is due; stop if any process has received a stop signal."""
         due = self.world.is_main and time.monotonic() - self.saved >= 60 * self.config.save_minutes
-        agreed = self.world.most(STOP if self.stop.asked else SAVE if due else CONTINUE)
+        decision = STOP if self.stop.asked else SAVE if due else CONTINUE
+        agreed = (self.agreement if self.config.save_minutes else self.world).most(decision)
         if agreed != CONTINUE:
             self.save_state()
         if agreed == STOP:
@@ -346,7 +349,7 @@ class Agent:
             if len(loader.batches.sizes) > 1:
                 averages.add(output, prefix=f"{batch['corpus'][0]}_")
             predictions.append((place, self.describe(batch, output)))
-            if number < common and self.world.most(STOP if self.stop.asked else CONTINUE) == STOP:
+            if number < common and self.agreement.most(STOP if self.stop.asked else CONTINUE) == STOP:
                 self.leave()
         rows = self.gather_rows(predictions)
         if rows and self.world.is_main:
@@ -435,27 +438,37 @@ class Agent:
     def restore(self) -> dict[str, Any]:
         """Load the state in the run's folder; returns the state of the recorder."""
         state = read_state(self.folder, self.world)
-        if len(state["random"]) != self.world.size:
-            raise UserError(
-                f"{self.folder} has {len(state['random'])} processes, not {self.world.size}: start "
-                f"as many, or a new run with --path_ckpt {self.folder / STATE}."
-            )
         with reading(self.folder / STATE, "the state of this run", AGAIN):
             load_model(self.model, state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            load_random_states(state["random"][self.world.rank], self.world.device)
+            load_random_states(state["random"][self.world.rank % len(state["random"])], self.world.device)
         if self.world.is_main:
             reopen(self.folder)
         total = self.total
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
-        if total != self.total:
+        if len(state["random"]) != self.world.size:
+            self.share_out(len(state["random"]), total)
+        elif total != self.total:
             log.warning("the run was planned for %d steps; the schedule now has %d", self.total, total)
-            self.total = total
+        self.total = total
         self.saved = time.monotonic()
         log.info("step %d of %d, epoch %d", self.step, self.total, self.epoch)
         return state["recorder"]
+
+    def share_out(self, processes: int, total: int) -> None:
+        """Carry the progress of so many `processes` over to those of now, whose run has `total` steps.
+
+        As many samples of the epoch and as large a share of the schedule are done as before.
+        """
+        log.warning(
+            "the state is of %d processes, and the run continues on %d: a step has another number of samples "
+            "and the run is not bit-equal to one that stays on %d.", processes, self.world.size, processes,
+        )  # fmt: skip
+        accumulate = self.config.accumulate
+        self.batches = self.batches * processes // self.world.size // accumulate * accumulate
+        self.step = min(self.step * total // max(1, self.total), total)
 
     def finish(self) -> None:
         """Mark the run as finished; raises `UserError` if a file could not be written."""

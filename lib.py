@@ -279,14 +279,18 @@ class Config:
     """gradients are clipped to this norm; 0 or less: not at all"""
     amp: Literal["off", "bf16", "fp16"] = key("off", EVERY, STEPS)
     """precision of the forward pass: autocast to bf16 or fp16 (with a loss scale), or off"""
-    use_checkpoint: bool = key(False, TRAINING, STEPS)
-    """activation checkpointing: less memory, about a third more compute"""
+    use_checkpoint: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
+    """activation checkpointing: less memory, about a third more compute; auto: on GPUs of less than 24 GB"""
     parallel: Literal["ddp", "zero1", "fsdp"] = key("ddp", TRAINING, STEPS)
     """ddp exchanges gradients; zero1 also shards the optimiser state; fsdp also shards the parameters"""
+    compress_gradients: bool = key(False, TRAINING, STEPS)
+    """exchange gradients between processes in bf16, with half of the bytes; ddp and zero1 alone"""
     deepspeed: bool = key(False, TRAINING, STEPS)
-    """key of published configs: bf16 (fp16 where the device has no bf16) and zero1, without DeepSpeed"""
-    compile: bool = key(False, TRAINING, STEPS)
-    """compile the video encoder and the cross-modal transformer"""
+    """key of published configs: bf16 (fp16 where there is no bf16), and zero1 on GPUs of less than 24 GB"""
+    compile: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
+    """compile the video encoder and the cross-modal transformer; auto: on CUDA, if Triton is installed"""
+    tf32: bool = key(False, EVERY, STEPS)
+    """with amp off on CUDA: matrix products in TF32, faster and of lower precision than float32"""
     deterministic: bool = key(False, EVERY, STEPS)
     """bit-equal results on accelerators too; slower"""
     seed: NonNegativeInt = key(88, EVERY, STEPS)

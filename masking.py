@@ -195,7 +195,7 @@ def read_positions(patches: Tensor, words: Tensor) -> Tensor:
     text[:, 0] = True  # [CLS], which video-text matching reads
     read = torch.cat([video, text], dim=1)
     most = int(reduce(read.int(), "b l -> b", "sum").max())
-    return read.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return read.int().argsort(dim=1, descending=True, stable=True)[:, :most].contiguous()
 
 
 def _below(high: Tensor, source: Source) -> Tensor:

@@ -16,6 +16,8 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
+from engine.parallel import choose_checkpoint
+from engine.processes import choose_device
 from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
 from layers.norm import LayerNorm
 from lib import Config, UserError, log
@@ -36,6 +38,8 @@ MVM_HEADS = ("decoder_", "fc_mvm")  # how the names of their heads begin in chec
 
 class VideoEncoder(nn.Module):
     """Video tokens: Video Swin's patches, a learned token before each frame's, position and frame added."""
+
+    compiled = False
 
     def __init__(
         self,
@@ -59,6 +63,18 @@ class VideoEncoder(nn.Module):
         # of the frame-order task, which published checkpoints carry and nothing here uses
         self.emb_odr = embedding(1, 1, 1).requires_grad_(False)
         self.norm = LayerNorm(hidden_size)
+
+    def __call__(self, img: Tensor) -> Tensor:
+        """As `forward`. A compiled graph is of any B and of one T, H and W, whose windows have many cases."""
+        if self.compiled and not torch.compiler.is_compiling():
+            torch._dynamo.maybe_mark_dynamic(img, 0)
+            torch._dynamo.mark_static(img, [1, 2, 3, 4])
+        return super().__call__(img)
+
+    def compile(self, **options: Any) -> None:
+        """See `nn.Module.compile`."""
+        super().compile(**options)
+        self.compiled = True
 
     def forward(self, img: Tensor) -> Tensor:
         """img: (B, T, 3, H, W), normalised -> (B, T(1+hw), D)."""
@@ -367,7 +383,7 @@ def encoder_arguments(config: Config) -> dict[str, Any]:
         "max_frames": config.max_size_frame,
         "max_patches": config.max_size_patch,
         "embed_only": config.txt_backbone_embed_only,
-        "use_checkpoint": config.use_checkpoint,
+        "use_checkpoint": choose_checkpoint(config, choose_device(config.device)),
     }
 
 

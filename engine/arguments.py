@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import docstring_parser
 import jsonargparse
@@ -14,7 +14,7 @@ from lib import KEYS, SCRIPTS, Config, UserError, log, lookup
 from media.files import read_json
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-FLAGS = {name for name, field in FIELDS.items() if field.type is bool}
+FLAGS = {name for name, field in FIELDS.items() if field.type is bool or bool in get_args(field.type)}
 LISTS = ("pretrain_tasks", "pretrain_masks", "mvm_target", "img_transform")
 TRUE, FALSE = ("1", "t", "true", "y", "yes", "on"), ("0", "f", "false", "n", "no", "off")
 # keys of the published parser without a meaning here; a file with any of them is a published run's args.json

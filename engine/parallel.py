@@ -1,6 +1,7 @@
 """Parallel training (DDP, ZeRO-1, FSDP2) and precision."""
 
 import contextlib
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -33,15 +35,41 @@ def choose_precision(config: Config, device: torch.device) -> str:
 
 
 def choose_parallel(config: Config, world: World) -> str:
-    """The value of `parallel`; with `deepspeed` zero1 instead of ddp; none for a single process."""
-    kind: str = "zero1" if config.deepspeed and config.parallel == "ddp" else config.parallel
+    """The value of `parallel`, none for a single process.
+
+    With `deepspeed` and little memory zero1 instead of ddp: its broadcasts take time in every step, for 2 GB.
+    """
+    short = config.deepspeed and short_of_memory(world.device)
+    kind: str = "zero1" if short and config.parallel == "ddp" else config.parallel
     if world.size == 1:
         return "none"
     if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
         raise UserError("parallel fsdp with fp16: shards do not share the loss scale; set amp to bf16.")
-    if kind == "fsdp" and config.compile:
+    if kind == "fsdp" and config.compile is True:
         raise UserError("parallel fsdp with compile is not supported; set compile to false.")
+    if kind == "fsdp" and config.compress_gradients:
+        raise UserError("parallel fsdp with compress_gradients is not supported; set it to false.")
     return kind
+
+
+def short_of_memory(device: torch.device) -> bool:
+    """Whether it is a CUDA device of less than 24 GB: a published step keeps 14 GB of activations."""
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < 24e9
+
+
+def choose_checkpoint(config: Config, device: torch.device) -> bool:
+    """The value of `use_checkpoint`; auto: on a device that is short of memory."""
+    short = short_of_memory(device)
+    if config.use_checkpoint is True and device.type == "cuda" and not short:
+        log.info("use_checkpoint true takes a third more compute; this GPU may have the memory for false")
+    return short if config.use_checkpoint == "auto" else bool(config.use_checkpoint)
+
+
+def choose_compile(config: Config, kind: str, device: torch.device) -> bool:
+    """The value of `compile`; auto: on CUDA, where Triton is installed, but with fsdp."""
+    if config.compile != "auto":
+        return bool(config.compile)
+    return device.type == "cuda" and kind != "fsdp" and importlib.util.find_spec("triton") is not None
 
 
 def emulates_bf16(device: torch.device) -> bool:
@@ -51,8 +79,8 @@ def emulates_bf16(device: torch.device) -> bool:
     return known and not (has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
-    """The module to call in training, which exchanges gradients in the backward pass.
+def wrap(model: nn.Module, world: World, kind: str, compress: bool = False) -> nn.Module:
+    """The module to call in training, which exchanges gradients in the backward pass, `compress`ed to bf16.
 
     With fsdp `model` itself is changed: its parameters become shards of those of the main process.
     """
@@ -63,7 +91,10 @@ def wrap(model: nn.Module, world: World, kind: str) -> nn.Module:
     # static_graph finds the tensors of an output in tuples and dicts alone: given a dataclass, as a model's
     # `Output` is, it exchanges no gradients, and says nothing
     options: dict[str, Any] = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
-    return DistributedDataParallel(model, **options)
+    wrapped = DistributedDataParallel(model, **options)
+    if compress:
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def shard(model: nn.Module, world: World) -> nn.Module:
@@ -87,6 +118,7 @@ def make_optimizer(groups: list[dict[str, Any]], lr: float, kind: str) -> Optimi
     """The published AdamW; with zero1 each process keeps the state of its share of the parameters."""
     options: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.98), "fused": True}
     if kind == "zero1":
+        options["parameters_as_bucket_view"] = True  # two broadcasts a step instead of one per parameter
         return ZeroRedundancyOptimizer(groups, optimizer_class=AdamW, **options)
     return AdamW(groups, **options)
 
@@ -133,5 +165,5 @@ def report(config: Config, kind: str, precision: str, device: torch.device) -> N
     if precision == "bf16" and emulates_bf16(device):
         log.warning("amp bf16: this processor lacks bf16 instructions (AVX512-BF16, AMX); float32 is faster.")
     if config.deepspeed:
-        shared = "ZeRO-1" if kind == "zero1" else "one process, nothing to share" if kind == "none" else kind
+        shared = "one process, nothing to share" if kind == "none" else kind
         log.info("deepspeed: precision %s, %s", precision, shared)

@@ -32,6 +32,9 @@ def distributed(config: Config) -> Iterator[World]:
         if not torch.accelerator.is_available():
             raise UserError(f"device {device} is not available; --device cpu runs on the processor.")
         torch.accelerator.set_device_index(device.index or 0)
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # not measured yet; other kernels take every mask here
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
     if config.deterministic:
         be_deterministic()
     control: Any = None
@@ -103,6 +106,30 @@ def agree_on_name(store: dist.Store, rank: int, size: int) -> str:
         if store.check([f"{group}/met"]) and mine in store.get(f"{group}/met").decode().split():
             return group
         time.sleep(0.02)
+
+
+class Agreement:
+    """A decision of all processes, exchanged every few seconds: at each exchange all wait for the slowest.
+
+    Every process has to ask equally often.
+    """
+
+    def __init__(self, world: World, seconds: float = 2.0) -> None:
+        self.world, self.seconds = world, seconds
+        self.every, self.left, self.since = 1, 1, time.monotonic()  # questions between two exchanges
+
+    def most(self, value: int) -> int:
+        """The largest value of all processes, or 0 between two exchanges."""
+        if self.world.size == 1:
+            return value
+        self.left -= 1
+        if self.left:
+            return 0
+        passed = max(time.monotonic() - self.since, 1e-3)
+        mine = min(max(1, int(self.every * self.seconds / passed)), 2 * self.every)
+        self.every = self.left = -self.world.most(-mine)
+        self.since = time.monotonic()
+        return self.world.most(value)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

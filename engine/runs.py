@@ -31,8 +31,8 @@ FREE: tuple[str, ...] = (
     "profile",
     "device",
 )
-FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile")
-FREE += ("use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
+FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile", "tf32")
+FREE += ("compress_gradients", "use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
 
 
 @dataclass(frozen=True)

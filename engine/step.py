@@ -3,12 +3,14 @@
 import logging
 import logging.handlers
 import math
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.fx.experimental._config
 from torch import Generator, Tensor, nn
 
 from batch import Batch, Mean, Output
@@ -118,8 +120,12 @@ def compile_encoders(model: nn.Module) -> None:
     """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
     # for clips and for pictures, training and evaluation: beyond the limit, nothing is compiled
     torch._dynamo.config.recompile_limit = 32
-    model.get_submodule("enc_img").compile()
-    model.get_submodule("trsfr").compile(dynamic=True)  # each step reads another number of positions
+    torch.fx.experimental._config.use_duck_shape = False  # as many positions as clips is a coincidence
+    # einops keeps how it has read a pattern, which depends on nothing else
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+    model.get_submodule("enc_img").compile(fullgraph=True)
+    # each step reads another number of positions, of texts of another length
+    model.get_submodule("trsfr").compile(fullgraph=True, dynamic=True)
 
 
 def quiet_console() -> None:

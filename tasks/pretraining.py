@@ -40,7 +40,7 @@ def mask(
         attention,
         model.reads,
         model.places,
-        cut=not config.compile,  # a compiled model is compiled anew for every shape
+        cut=True,
     )
 
 

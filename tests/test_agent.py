@@ -21,7 +21,7 @@ from engine.runs import make_run_folder
 from engine.schedule import parameter_groups
 from engine.step import part_ends, seeded, to_device
 from lib import Config, UserError, World
-from masking import mask_batch
+from masking import mask_batch, numbers_of
 from model import MVM_HEADS, PretrainModel
 from tests.conftest import SWIN, run_script, tiny_bert
 from weights.tensor_files import checkpoint_in
@@ -325,6 +325,7 @@ def train_on_one_of_two(rank: int, port: int, folder: Path) -> None:
         chosen = list(range(3 * rank, 3 * rank + 3))
         batch = part(whole, chosen)
         batch["negatives"] = batch["negatives"] - 3 * rank
+        batch["mlm_at"] = numbers_of(batch["ans_mlm"] >= 0)
         state = pretrain_steps(folder, world, batch)
         gathered = world.gather(float(state["loss"]))
         assert gathered[0] == gathered[1]

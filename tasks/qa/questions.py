@@ -329,9 +329,7 @@ def question_loaders(
                 raise
             log.warning("%s It is not evaluated.", error)
             continue
-        # compiling starts anew for every shape
-        collate = default_collate if config.compile else without_padding
-        loaders[split] = split_loader(config, world, split, questions, collate)
+        loaders[split] = split_loader(config, world, split, questions, without_padding)
     return loaders
 
 

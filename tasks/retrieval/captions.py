@@ -199,7 +199,7 @@ def pair_loaders(config: Config, world: World, tokens: Tokens) -> dict[str, Load
         log.info("%s: %d captions", split, len(captions))
         pairs = Pairs(captions, videos, tokens, transform, config.size_frame, train=split == "train")
         # gathered texts must be equally long on every process
-        collate = default_collate if config.compile or config.gather_negatives else without_padding
+        collate = default_collate if config.gather_negatives else without_padding
         loaders[split] = split_loader(config, world, split, pairs, collate)
     return loaders
 

@@ -17,8 +17,15 @@ from torch.distributed.tensor import DTensor
 
 from agent import Agent
 from batch import Mean, Output
-from engine.parallel import choose_parallel, choose_precision, report, unsharded
-from engine.processes import agree_on_name, distributed
+from engine.parallel import (
+    choose_checkpoint,
+    choose_compile,
+    choose_parallel,
+    choose_precision,
+    report,
+    unsharded,
+)
+from engine.processes import Agreement, agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
 from engine.step import compile_encoders
 from lib import Config, UserError, World, log
@@ -28,7 +35,7 @@ from tasks.qa.model import ChoiceModel
 from tasks.retrieval.model import RetrievalModel
 from tests.conftest import SWIN, tiny_bert
 from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
-from video_swin import Size
+from video_swin import Size, VideoSwin
 
 ALONE = World(torch.device("cpu"))
 WAYS = {
@@ -280,7 +287,11 @@ def test_a_process_may_have_nothing_to_evaluate(tmp_path):
 
 def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch):
     config, two = Config(deepspeed=True), World(torch.device("cpu"), 0, 2)
-    assert (choose_precision(config, two.device), choose_parallel(config, two)) == ("bf16", "zero1")
+    assert (choose_precision(config, two.device), choose_parallel(config, two)) == ("bf16", "ddp")
+    with monkeypatch.context() as small:
+        small.setattr("engine.parallel.short_of_memory", lambda _: True)
+        assert choose_parallel(config, two) == "zero1"
+        assert choose_parallel(Config(parallel="fsdp", compile=False, deepspeed=True), two) == "fsdp"
     assert choose_parallel(config, ALONE) == "none"
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
     assert choose_precision(config, torch.device("cuda")) == "fp16"
@@ -290,7 +301,41 @@ def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch)
         choose_parallel(Config(parallel="fsdp", amp="fp16"), two)
 
 
-def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch):
+@pytest.mark.parametrize(("gigabytes", "saves"), [(16, True), (24, False), (80, False)])
+def test_defaults_fit_the_card(monkeypatch, gigabytes, saves):
+    card, cpu = torch.device("cuda", 0), torch.device("cpu")
+    properties = SimpleNamespace(total_memory=gigabytes * 1e9)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
+    assert choose_checkpoint(Config(), card) is saves
+    assert choose_parallel(Config(deepspeed=True), World(card, 0, 2)) == ("zero1" if saves else "ddp")
+    assert choose_checkpoint(Config(use_checkpoint=True), card) and not choose_checkpoint(Config(), cpu)
+    assert choose_compile(Config(), "ddp", card) and not choose_compile(Config(), "ddp", cpu)
+    assert not choose_compile(Config(), "fsdp", card) and not choose_compile(
+        Config(compile=False), "ddp", card
+    )
+    assert choose_compile(Config(compile=True), "none", cpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert not choose_compile(Config(), "ddp", card)
+
+
+def test_processes_agree_every_few_seconds(monkeypatch):
+    now, exchanged = [0.0], []
+    monkeypatch.setattr("engine.processes.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(World, "most", lambda _, value: exchanged.append(value) or value)
+    agreement = Agreement(World(torch.device("cpu"), 0, 2), seconds=2.0)
+    found = []
+    for _ in range(200):
+        now[0] += 0.125  # seconds of a step
+        before = len(exchanged)
+        assert agreement.most(2) == (2 if len(exchanged) > before else 0)
+        found.append(len(exchanged) > before)
+    places = [place for place, at in enumerate(found) if at]
+    assert places[0] == 0
+    assert [after - before for before, after in itertools.pairwise(places)][-3:] == [16, 16, 16]
+    assert Agreement(ALONE).most(1) == 1
+
+
+def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch, recwarn):
     """To the compiler's front end, where graphs break; what it generates of them takes minutes."""
     monkeypatch.setattr(
         nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
@@ -311,13 +356,33 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
         output.sum().backward()
         found.append((output, model.enc_img.emb_cls.grad))
     torch.testing.assert_close(found[1], found[0])
-    compiled.train()
-    graphs = []
-    for words, read in [(7, 3), (8, 5), (6, 9), (7, 1), (9, 1), (8, 6)]:  # as the steps of a training
-        text, mask = torch.randn(2, words, 32), torch.ones(2, words)
-        compiled.fuse(video.detach(), text, mask, torch.arange(read).expand(2, -1)).sum().backward()
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 0, 1, 0, 0]
+    for training in (True, False):
+        graphs = []
+        # as the steps of a training on clips and pictures: clips, frames, words, positions that are read
+        for clips, frames, words, read in STEPS:
+            compiled.train(training)
+            with torch.set_grad_enabled(training):
+                video = compiled.enc_img(torch.randn(clips, frames, 3, 16, 16))
+                text, mask = torch.randn(clips, words, 32), torch.ones(clips, words)
+                output = compiled.fuse(video, text, mask, torch.arange(read).repeat(clips, 1))
+            if training:
+                output.sum().backward()
+            graphs.append(counters["stats"]["unique_graphs"])
+        assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 0, 1, 0, 1, 0, 0, 0]
+    assert not counters["graph_break"]
+    assert not [w for w in recwarn if "lru_cache" in str(w.message)]
+
+
+def test_an_encoder_that_was_exported_still_works():
+    swin = VideoSwin(Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.0)).eval()
+    frames = torch.randn(1, 3, 3, 16, 16)
+    exported = torch.export.export(swin, (frames,)).module()
+    torch.testing.assert_close(swin(frames), exported(frames))
+
+
+# clips, frames, words, positions; one graph more for one position, and one for pictures
+STEPS = [(2, 3, 7, 3), (2, 3, 8, 5), (2, 3, 6, 9), (2, 3, 7, 1), (2, 3, 9, 1)]
+STEPS += [(6, 1, 8, 6), (2, 3, 8, 2), (3, 3, 7, 4), (5, 1, 6, 3)]
 
 
 @pytest.mark.parametrize("has", [True, False])
