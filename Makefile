@@ -2,13 +2,14 @@
 # make test   run the tests
 # make lint   check style and types
 # make bench  measure speed and memory: bench/RESULTS.md
+# make gpu    check and measure a GPU: bench/gpu.json, under eight minutes
 # make study  compare the MVM targets in miniature: bench/STUDY.md (hours; resumes where it stopped)
 # Each first creates .venv if it is missing or the requirements have changed.
 
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench study
+.PHONY: demo test lint bench gpu study
 
 demo: $(READY)
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
@@ -27,6 +28,9 @@ lint: $(READY)
 
 bench: $(READY)
 	.venv/bin/python -m bench.results
+
+gpu: $(READY)
+	.venv/bin/python -m bench.gpu
 
 study: $(READY)
 	.venv/bin/python -m study.run
