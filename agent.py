@@ -84,6 +84,8 @@ class Agent:
     `prepare(batch, generator)` adds masks and the like to a batch on the CPU; in evaluation `generator` is
     None. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
     split)` makes figures of those of all processes, so that they are the same on any number of them.
+    `follow(progress)` is called before the first step and after each; `followers` are networks that it
+    changes, which are part of the training state and of no checkpoint.
     """
 
     def __init__(
@@ -96,9 +98,12 @@ class Agent:
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
         timers: Callable[[], dict[str, float]] = dict,
         multiples: Mapping[tuple[str, ...], float] | None = None,
+        follow: Callable[[float], None] = lambda progress: None,
+        followers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.config, self.world, self.prepare = config, world, prepare
         self.describe, self.metric, self.timers = describe, metric, timers
+        self.follow, self.followers = follow, followers or {}
         self.precision = choose_precision(config, world.device)
         sharing = choose_parallel(config, world)
         self.model = model.to(world.device)
@@ -109,6 +114,7 @@ class Agent:
         self.optimizer = make_optimizer(groups, config.lr, sharing)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         report(config, sharing, self.precision, world.device)
+        self.follow(0.0)
         self.saver, self.stop, self.agreement = Saver(), Stop(), Agreement(world)
         self.in_run = False  # whether `fit` is on
         self.saved = 0.0  # when the state was saved last
@@ -223,6 +229,7 @@ class Agent:
             rates = self.set_rates()
             values = self.train_step(batches)
             self.step, self.batches = self.step + 1, self.batches + len(batches)
+            self.follow(self.step / self.total)
             self.due = (evaluates and self.batches >= until) or self.step >= self.total
             self.recorder.add(values, batches, rates)
             if self.step % self.config.logging_steps == 0 or self.step == self.total:
@@ -409,6 +416,7 @@ class Agent:
         main = self.world.is_main
         state = {
             "model": self.model.state_dict(),
+            "followers": {name: network.state_dict() for name, network in self.followers.items()},
             "scaler": self.scaler.state_dict(),
             "random": self.world.gather(random_states(self.world.device)),
             "progress": {name: getattr(self, name) for name in PROGRESS},
@@ -441,6 +449,8 @@ class Agent:
         with reading(self.folder / STATE, "the state of this run", AGAIN):
             load_model(self.model, state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
+            for name, network in self.followers.items():
+                load_model(network, state["followers"].get(name, {}))
             self.scaler.load_state_dict(state["scaler"])
             load_random_states(state["random"][self.world.rank % len(state["random"])], self.world.device)
         if self.world.is_main:

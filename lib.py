@@ -170,7 +170,8 @@ class Config:
     p_mask: ClosedUnitInterval = key(0.15, PRETRAIN, LEARNT)
     """probability that a word or a patch is masked"""
     mvm_target: Names = key(["pixel"], PRETRAIN, LEARNT)
-    """one target or several: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq"""
+    """one target or several: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq
+    clip_visible latent random_feature"""
     mvm_weight: dict[str, NonNegativeFloat] = key({}, PRETRAIN, LEARNT)
     """weights of the targets' losses in the sum, {target: weight}; 1 where a target is not named"""
     mvm_lr_mul: PositiveFloat = key(1.0, PRETRAIN, LEARNT)

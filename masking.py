@@ -113,7 +113,7 @@ def mask_batch(
     source: Source,
     attention: Tensor | None = None,
     reads: Callable[[Tensor], Tensor] = lambda patches: patches,
-    places: Callable[[Tensor], dict[str, Tensor]] = lambda patches: {},
+    places: Callable[[Tensor, Tensor], dict[str, Tensor]] = lambda patches, valid: {},
     cut: bool = False,
 ) -> dict[str, Any]:
     """Add what pre-training hides and asks to a batch of `img` (B, T, 3, H, W), `txt` (B, X), `valid` (B,).
@@ -161,7 +161,7 @@ def mask_batch(
         "mlm_at": numbers_of(words[:, :longest]),
         "mvm_mask": patches,
         "positions": read_positions(reads(patches), words),
-        **places(patches),
+        **places(patches, batch["valid"]),
         **others,
     }
     return {**batch, **added}

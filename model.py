@@ -22,7 +22,7 @@ from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visi
 from layers.norm import LayerNorm
 from lib import Config, UserError, log
 from masking import hide_patches
-from mvm_targets import make_targets, name_heads
+from mvm_targets import Target, make_targets, name_heads
 from teachers.base import Teacher
 from teachers.make import make_teachers
 from video_swin import SIZES, Block, Size, VideoSwin
@@ -296,9 +296,19 @@ class PretrainModel(Violet):
             read |= target.reads(patch_mask)
         return read
 
-    def places(self, patch_mask: Tensor) -> dict[str, Tensor]:
-        """As `reads` -> `mvm_at_TARGET` (M,) of each target, the patches that it reconstructs."""
-        return {f"mvm_at_{name}": target.places(patch_mask) for name, target in self.targets.items()}
+    def places(self, patch_mask: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """As `reads`, valid (B,) -> `mvm_at_TARGET` (M,) of each target, the patches that it reconstructs."""
+        return {f"mvm_at_{name}": target.places(patch_mask, valid) for name, target in self.targets.items()}
+
+    def follow(self, progress: float) -> None:
+        """Called before the first step (0) and after each, with the share of the run that is done (to 1)."""
+        for target in self.targets.values():
+            target.follow(self.enc_img.swin, progress)
+
+    def followers(self) -> dict[str, nn.Module]:
+        """The networks that follow the video encoder, by target: state of the run, in no checkpoint."""
+        follow = {name: t.teacher for name, t in self.targets.items() if type(t).follow is not Target.follow}
+        return {name: t.network for name, t in follow.items() if t is not None and t.network is not None}
 
     def reconstruct(self, visual: Tensor, batch: Batch, output: Output) -> None:
         """MVM: visual (B, V, D) -> the loss of each target at its patches, `mvm_at_TARGET`."""
@@ -311,7 +321,7 @@ class PretrainModel(Violet):
         for name, target in self.targets.items():
             places = batch.get(f"mvm_at_{name}")
             if places is None:  # a batch that was masked without `places`: on a device the host waits here
-                places = target.places(batch["mvm_mask"])
+                places = target.places(batch["mvm_mask"], batch["valid"])
             predicted, truth = target.compare(visual, batch["img"], batch["mvm_mask"].shape[1:], places)
             output.losses[f"mvm_{name}"] = target.error(predicted, truth)
             for score, mean in target.scores(predicted, truth).items():

@@ -5,6 +5,7 @@ The truth of a target is a grid of S pictures, (B, S, C, h k, w k): one for each
 T-1 pairs of frames, with k x k places of C values in a patch. M patches of it are hidden.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from batch import Mean, best_alone
 from lib import UserError
@@ -121,6 +124,10 @@ class Target(ABC):
         """
         return None
 
+    def follow(self, encoder: nn.Module, progress: float) -> None:
+        """Called with the video encoder before the first step and after each; progress: 0 to 1."""
+        return
+
     # -- shared by all targets
 
     def loss(self, visual: Tensor, frames: Tensor, patch_mask: Tensor) -> Mean:
@@ -131,9 +138,13 @@ class Target(ABC):
         """
         return self.error(*self.compare(visual, frames, patch_mask.shape[1:], self.places(patch_mask)))
 
-    def places(self, patch_mask: Tensor) -> Tensor:
-        """(B, T, h, w), True or 1 = masked -> (M,): numbers of the patches of `hidden` among the B S h w."""
-        return numbers_of(self.hidden(patch_mask))
+    def places(self, patch_mask: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Numbers of the patches of `hidden` among the B S h w -> (M,).
+
+        patch_mask: (B, T, h, w), True or 1 = masked; valid: bool (B,), False where a sample is a blank.
+        """
+        chosen = self.hidden(patch_mask)
+        return numbers_of(chosen if valid is None else chosen & valid[:, None, None, None])
 
     def compare(
         self, visual: Tensor, frames: Tensor, grid: Sequence[int], places: Tensor
@@ -379,3 +390,65 @@ class ClipFeature(FeatureTarget):
     """Patch features of CLIP's image encoder (Radford et al., ICML 2021), per frame."""
 
     default_width = 768
+
+
+@register("random_feature")
+class RandomFeature(FeatureTarget):
+    """Features of an untrained Video Swin: a baseline that tells what a feature target teaches by itself."""
+
+
+@register("clip_visible")
+class VisibleClipFeature(FeatureTarget):
+    """CLIP's features at the visible patches (unmasked token alignment, UMT: Li et al., ICCV 2023)."""
+
+    default_width = 768
+
+    def hidden(self, patch_mask: Tensor) -> Tensor:
+        """-> (B, T, h, w): the patches that are not masked."""
+        return ~patch_mask.bool()
+
+    def reads(self, patch_mask: Tensor) -> Tensor:
+        """The patches that are not masked."""
+        return ~patch_mask
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """Squared distance of the two features, each of unit length; 0 to 4."""
+        apart = F.normalize(predicted.float(), dim=1) - F.normalize(truth.float(), dim=1)
+        error = apart.square().sum()
+        return Mean(error, torch.full_like(error, len(truth)))
+
+
+@register("latent")
+class Latent(FeatureTarget):
+    """The network's own features of the whole clip, by a moving average of its video encoder.
+
+    As in data2vec (Baevski et al., ICML 2022) and V-JEPA (Bardes et al., 2024). The average is the teacher.
+    """
+
+    momentum = 0.998  # of the first step; rises to 1 with the run, along a cosine
+
+    def truth(self, frames: Tensor) -> Tensor:
+        """-> (B, T, C, h, w), normalised over C."""
+        features = super().truth(frames).movedim(2, -1)
+        return F.layer_norm(features.float(), features.shape[-1:]).movedim(-1, 2)
+
+    def error(self, predicted: Tensor, truth: Tensor) -> Mean:
+        """Smooth L1, the mean over patches and channels."""
+        error = F.smooth_l1_loss(predicted.float(), truth.float(), reduction="sum")
+        return Mean(error, torch.full_like(error, truth.numel()))
+
+    @torch.no_grad()
+    def follow(self, encoder: nn.Module, progress: float) -> None:
+        """Move the average towards the encoder, of which each process may hold a shard; 0: copy it."""
+        if self.teacher is None or self.teacher.network is None:
+            return
+        network = self.teacher.network.to(next(encoder.parameters()).device)
+        average = list(network.parameters())
+        own = [whole(p).to(mine.dtype) for p, mine in zip(encoder.parameters(), average, strict=True)]
+        momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2 if progress else 0.0
+        get_ema_multi_avg_fn(momentum)(average, own, 0)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter, gathered from all processes if they share it out."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -113,9 +113,6 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
     "hog": grey,
     "depth": colour_map,
     "optical_flow": wheel,
-    "3d_feature": components,
-    "2d_feature": components,
-    "2d_clip_feature": components,
     "vq": words,
 }
 

@@ -115,6 +115,8 @@ def small_teacher(target: str) -> Teacher | None:
         "depth": lambda: DptTeacher(DPTForDepthEstimation(dpt), width=1),
         "vq": lambda: DalleTeacher(DalleEncoder(16, 64, 1), width=64),
     }
+    make |= dict.fromkeys(("latent", "random_feature"), make["3d_feature"])
+    make["clip_visible"] = make["2d_clip_feature"]
     return make[target]() if target in make else None
 
 

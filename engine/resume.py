@@ -1,8 +1,9 @@
 """The training state: written in the background, read to resume a run.
 
-`last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, optimiser, scaler, schedule, the
-random states of every process, progress, the figures logged so far, the config. Shards are gathered, so that
-the state does not depend on `parallel`. The file is a zip file, whose checksums are verified.
+`last.pt` is a dict that `torch.load(..., weights_only=True)` reads: model, networks that follow it (a moving
+average), optimiser, scaler, schedule, random states of every process, progress, the figures logged so far,
+the config. Shards are gathered, so that the state does not depend on `parallel`. The file is a zip file; its
+checksums are verified.
 """
 
 import logging
@@ -29,6 +30,7 @@ State = dict[str, Any]
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter
 PARTS = {  # of a training state, and what each is
     "model": dict,
+    "followers": dict,
     "optimizer": dict,
     "scaler": dict,
     "random": list,
@@ -234,6 +236,7 @@ def read_state(folder: Path, world: World) -> State:
         raise UserError(f"{folder} has no complete training state: start a new run, or use --path_ckpt.")
     with reading(chosen, "a training state", AGAIN):
         state = load_data(chosen)
+        state = {"followers": {}, **state} if isinstance(state, dict) else state  # states of before had none
         check_state(state)
     return state
 

@@ -1,13 +1,16 @@
 """Features of patches as truth: a Video Swin's, and those of timm's image networks."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as image
 
 from lib import Config, UserError
 from teachers.base import FrameTeacher, Teacher, normalise
@@ -16,6 +19,8 @@ from weights.checkpoint import load_tensors
 from weights.published import download, missing_weights
 from weights.swin import read_video_swin, size_of
 from weights.tensor_files import read_tensors
+
+PATCH = 32  # pixels, height and width
 
 
 class VideoSwinTeacher(Teacher):
@@ -49,27 +54,54 @@ class VideoSwinTeacher(Teacher):
 
 
 class TimmTeacher(FrameTeacher):
-    """Final patch features of an image network of timm's: a Swin, or a Vision Transformer as CLIP's.
+    """Final patch features of an image network of timm's: a Swin, a Vision Transformer, a ConvNeXt, ...
 
-    Those of a Swin are taken before its last LayerNorm, as published: the released `fc_mvm` predicts them.
+    A network with a feature for each 32 x 32 pixels sees the frames as they are, as published. Any other sees
+    them at the size that it was trained on, and its features are resampled to that grid. Those of a Swin are
+    taken before its last LayerNorm, as published: the released `fc_mvm` predicts them.
     """
 
     network: Any
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
-        self.mean, self.std = (network.pretrained_cfg[key] for key in ("mean", "std"))  # type: ignore[index]
+        trained = cast(dict[str, Any], network.pretrained_cfg)
+        self.mean, self.std = trained["mean"], trained["std"]
         super().__init__(network, network.num_features, **options)  # type: ignore[arg-type]
+        self.size: Sequence[int] = ()
+        if self.network.feature_info[-1]["reduction"] != PATCH:
+            embedding = getattr(network, "patch_embed", None)
+            self.size = getattr(embedding, "img_size", None) or trained["input_size"][1:]
 
     def look(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, C, h, w)."""
         from timm.models import SwinTransformer
 
+        grid = [side // PATCH for side in pixels.shape[-2:]]
+        if self.size:
+            pixels = image.resize(pixels, list(self.size), InterpolationMode.BICUBIC, antialias=True).clamp(
+                0, 1
+            )
         pixels = normalise(pixels, self.mean, self.std)
         if isinstance(self.network, SwinTransformer):
-            return self.network.layers(self.network.patch_embed(pixels)).movedim(-1, 1)
-        features = self.network.forward_features(pixels)
-        patches = features[:, self.network.num_prefix_tokens :]
-        return rearrange(patches, "n (h w) c -> n c h w", h=pixels.shape[-2] // 32)
+            features = self.network.layers(self.network.patch_embed(pixels)).movedim(-1, 1)
+        else:
+            asked = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+            features = self.network.forward_intermediates(pixels, indices=1, **asked)[-1]
+        if list(features.shape[-2:]) == grid:
+            return features
+        return F.interpolate(features.float(), grid, mode="bilinear", antialias=True, align_corners=False)
+
+
+def random_teacher(config: Config, options: dict[str, Any]) -> Teacher:
+    """A Video Swin of the run's size with random weights, the same in every process and every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return VideoSwinTeacher(VideoSwin(SIZES[config.vis_backbone_size]), **options)
+
+
+def average_teacher(config: Config, options: dict[str, Any]) -> Teacher:
+    """A Video Swin of the run's size, for the moving average of the run's own."""
+    return VideoSwinTeacher(VideoSwin(SIZES[config.vis_backbone_size]), **options)
 
 
 # what makes timm's architectures, by the beginning of their names, take other sizes than they were trained on
@@ -98,8 +130,8 @@ def timm_teacher(key: str, architecture: str) -> Callable[[Config, dict[str, Any
         network: Any = timm.create_model(source, pretrained=False, num_classes=0, **sizes)
         if not random:
             load_tensors(network, read_tensors(weights_in(path)), source=str(path))
-        if network.feature_info[-1]["reduction"] != 32:
-            raise UserError(f"{key} {name}: its features are not those of 32 x 32 pixels.")
+        if not hasattr(network, "forward_intermediates"):
+            raise UserError(f"{key} {name}: this architecture of timm's has no features of patches.")
         return TimmTeacher(network, **options)
 
     return from_config

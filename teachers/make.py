@@ -6,7 +6,7 @@ from typing import Any
 from lib import Config, log
 from teachers.base import Teacher
 from teachers.depth import DptTeacher
-from teachers.features import VideoSwinTeacher, timm_teacher
+from teachers.features import VideoSwinTeacher, average_teacher, random_teacher, timm_teacher
 from teachers.flow import flow_teacher
 from teachers.vq import DalleTeacher
 
@@ -17,7 +17,11 @@ TEACHERS: dict[str, Callable[[Config, dict[str, Any]], Teacher]] = {
     "optical_flow": flow_teacher,
     "depth": DptTeacher.from_config,
     "vq": DalleTeacher.from_config,
+    "clip_visible": timm_teacher("clip_teacher", "vit_base_patch32_clip_224"),
+    "latent": average_teacher,
+    "random_feature": random_teacher,
 }
+WITHOUT_WEIGHTS = ("latent", "random_feature")  # whose teachers have none to load
 
 
 def make_teachers(config: Config) -> Mapping[str, Teacher]:
@@ -28,7 +32,11 @@ def make_teachers(config: Config) -> Mapping[str, Teacher]:
     options = {"batch": config.teacher_batch, "device": config.teacher_device}
     wanted = [name for name in config.mvm_target if name in TEACHERS]
     teachers = {name: TEACHERS[name](config, options) for name in wanted}
-    random = [name for name, teacher in teachers.items() if teacher.network is not None]
+    random = [
+        name
+        for name, teacher in teachers.items()
+        if teacher.network is not None and name not in WITHOUT_WEIGHTS
+    ]
     if config.teacher_init == "random" and random:
         log.warning(
             "teacher_init random: the teachers of %s have random weights; the run only tests the program",

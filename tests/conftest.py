@@ -170,6 +170,9 @@ def noise_teachers() -> dict[str, Noise]:
         "3d_feature": Noise(24),
         "2d_feature": Noise(24),
         "2d_clip_feature": Noise(20),
+        "clip_visible": Noise(20),
+        "latent": Noise(24),
+        "random_feature": Noise(24),
     }
 
 

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from lib import UserError
+from lib import Config, UserError
 from mvm_targets import make_targets
+from teachers.features import VideoSwinTeacher
 from teachers.hog import hog_picture
-from tests.conftest import Noise, noise_teachers
+from teachers.make import make_teachers
+from tests.conftest import SWIN, Noise, noise_teachers
+from video_swin import VideoSwin
 
 
 def test_pixel_loss_is_the_published_normalisation():
@@ -107,3 +110,43 @@ def test_target_without_its_teacher_says_so():
     target = make_targets(["depth"], 16)["depth"]
     with pytest.raises(UserError, match="depth was made without its teacher"):
         target.truth(torch.zeros(1, 1, 3, 32, 32))
+
+
+def test_visible_patches_are_those_that_are_not_masked_of_clips_that_are_there():
+    target = make_targets(["clip_visible"], 8)["clip_visible"]
+    mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
+    mask[0, 0, 1, 0] = True
+    seen = [number for number in range(8) if number != 2]
+    assert target.places(mask, torch.tensor([True, False])).tolist() == seen
+    assert target.reads(mask).sum() == 15
+    features = torch.randn(5, 768, 1, 1)
+    assert target.error(3 * features, features).value < 1e-6  # the length does not count
+    assert target.error(-features, features).value == pytest.approx(4.0)
+
+
+def test_latent_follows_the_encoder_and_is_normalised():
+    encoder, teacher = VideoSwin(SWIN), VideoSwinTeacher(VideoSwin(SWIN))
+    target = make_targets(["latent"], 8, teachers={"latent": teacher})["latent"]
+    first = next(encoder.parameters()).detach().clone()
+    target.follow(encoder, 0.0)
+    average = next(teacher.network.parameters())
+    assert torch.equal(average, first) and not average.requires_grad
+    with torch.no_grad():
+        next(encoder.parameters()).add_(1.0)
+    target.follow(encoder, 1e-9)
+    torch.testing.assert_close(average, first + 0.002)
+    target.follow(encoder, 1.0)  # at the end of a run nothing moves
+    torch.testing.assert_close(average, first + 0.002)
+    truth = target.truth(torch.randn(1, 2, 3, 64, 64))
+    assert truth.shape == (1, 2, encoder.width, 2, 2)
+    torch.testing.assert_close(truth.mean(dim=2), torch.zeros(1, 2, 2, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(truth.var(dim=2, correction=0), torch.ones(1, 2, 2, 2), atol=1e-2, rtol=0)
+
+
+def test_the_random_features_are_the_same_in_every_run():
+    config = Config(mvm_target=["random_feature"], vis_backbone_size="demo")
+    frames = torch.randn(1, 2, 3, 64, 64)
+    state = torch.get_rng_state()
+    one, other = (make_teachers(config)["random_feature"](frames) for _ in range(2))
+    assert torch.equal(one, other) and one.std() > 0
+    assert torch.equal(torch.get_rng_state(), state)

@@ -16,6 +16,7 @@ TEACHER_KEYS = {  # of the targets that have a teacher with weights
     "3d_feature": "feature_teacher",
     "2d_feature": "image_teacher",
     "2d_clip_feature": "clip_teacher",
+    "clip_visible": "clip_teacher",
     "optical_flow": "flow_teacher",
     "depth": "depth_teacher",
     "vq": "dalle_model_path",

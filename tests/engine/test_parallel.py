@@ -33,6 +33,7 @@ from masking import mask_batch, numbers_of
 from model import PretrainModel, Violet
 from tasks.qa.model import ChoiceModel
 from tasks.retrieval.model import RetrievalModel
+from teachers.features import VideoSwinTeacher
 from tests.conftest import SWIN, tiny_bert
 from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
 from video_swin import Size, VideoSwin
@@ -393,3 +394,35 @@ def test_bf16_on_a_processor_that_only_emulates_it_is_warned_of(monkeypatch, has
     monkeypatch.setattr(log, "warning", lambda text, *_: warned.append(text))
     report(Config(amp="bf16"), "none", "bf16", torch.device("cpu"))
     assert len(warned) == (not has)
+
+
+def averages(folder: Path, world: World, values: dict) -> dict[str, torch.Tensor]:
+    """The parameters of `latent`'s average after three steps."""
+    torch.manual_seed(0)
+    teacher = VideoSwinTeacher(VideoSwin(SWIN))
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["latent"], teachers={"latent": teacher})
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):  # the head's; each process draws its own
+            module.p = 0.0
+    agent = agent_of(folder, model.double(), world, **values)
+    model.follow(0.0)
+    for agent.step in range(1, 4):
+        agent.train_step(shares(pretrain_batch(), world.rank, world.size, 1))
+        model.follow(agent.step / 10)
+    return {name: tensor.clone() for name, tensor in teacher.network.state_dict().items()}
+
+
+def test_a_moving_average_is_the_same_whatever_processes_share(tmp_path):
+    def work(world):
+        found = {kind: averages(tmp_path, world, {"parallel": kind}) for kind in ("ddp", "zero1", "fsdp")}
+        every = world.gather(found)
+        for kind, tensors in every[0].items():
+            assert all(torch.equal(tensor, every[1][kind][name]) for name, tensor in tensors.items()), kind
+        if world.is_main:
+            torch.save(found, tmp_path / "two.pt")
+
+    on_two_processes(work)
+    alone = averages(tmp_path, ALONE, {})
+    for kind, tensors in torch.load(tmp_path / "two.pt", weights_only=True).items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(tensor, alone[name], rtol=1e-5, atol=1e-6, msg=f"{kind} {name}")

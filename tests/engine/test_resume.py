@@ -156,6 +156,21 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(arguments):
     assert names[0] == names[1]  # no half-written file is left
 
 
+def test_the_average_that_latent_learns_from_goes_on_bit_for_bit(arguments, monkeypatch):
+    moment = "between a step and its save"
+    monkeypatch.setattr(sys.modules[__name__], "KILLS", {moment: KILLS[moment]})
+    arguments = [*arguments, "--mvm_target", '["latent", "clip_visible"]', "--teacher_init", "random"]
+    straight, pieces = killed_and_resumed(arguments, processes=1)
+    assert values(pieces) == values(straight)
+    one, other = (torch.load(f / STATE, weights_only=True)["followers"] for f in (straight, pieces))
+    assert one.keys() == other.keys() == {"latent"}
+    assert all(torch.equal(tensor, other["latent"][key]) for key, tensor in one["latent"].items())
+    checkpoint = torch.load(straight / "ckpt_violet_pretrain_3.pt", weights_only=True)
+    encoder = {name.removeprefix("enc_img.swin."): tensor for name, tensor in checkpoint.items()}
+    apart = {name: not torch.equal(tensor, encoder[name]) for name, tensor in one["latent"].items()}
+    assert any(apart.values()) and len(checkpoint) == len(encoder)  # it is no copy, and in no checkpoint
+
+
 def test_killed_on_two_processes_a_run_goes_on_with_the_same_losses(arguments, monkeypatch):
     moments = ("in a step", "in an evaluation")
     monkeypatch.setattr(sys.modules[__name__], "KILLS", {moment: KILLS[moment] for moment in moments})

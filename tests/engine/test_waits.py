@@ -108,6 +108,8 @@ def teacher_of(target: str) -> Teacher | None:
         "optical_flow": lambda: RaftTeacher(raft_large(), width=2),
         "vq": lambda: DalleTeacher(DalleEncoder(8, 64, 1), width=64),
     }
+    makers |= dict.fromkeys(("latent", "random_feature"), makers["3d_feature"])
+    makers["clip_visible"] = makers["2d_clip_feature"]
     return makers[target]() if target in makers else None
 
 

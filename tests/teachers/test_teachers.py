@@ -206,6 +206,38 @@ def test_timm_networks(tmp_path, target, picture):
         assert teacher(frames_of(size)).shape == (2, 3, teacher.width, size // 32, size // 32)
 
 
+FAMILIES = {  # architectures of timm's whose grid is not that of 32 x 32 pixels, or which are no transformers
+    "vit_small_patch14_reg4_dinov2": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 70},
+    "vit_small_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64},
+    "vit_base_patch16_siglip_224": {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 32)},
+    "swinv2_tiny_window8_256": {
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 2, 2, 4),
+        "img_size": 64,
+    },
+    "resnet18": {},
+}
+
+
+@pytest.mark.parametrize("key", ["image_teacher", "clip_teacher"])
+@pytest.mark.parametrize("architecture", FAMILIES)
+@torch.no_grad()
+def test_any_image_network_of_timm_is_a_teacher(tmp_path, architecture, key):
+    network = save_timm(tmp_path, architecture, FAMILIES[architecture]).eval()
+    target = "2d_feature" if key == "image_teacher" else "2d_clip_feature"
+    teacher = teacher_of(target, **{key: str(tmp_path)})
+    assert teacher.width == network.num_features
+    for size in (64, 96):
+        assert teacher(frames_of(size)).shape == (2, 3, teacher.width, size // 32, size // 32)
+    # what is bright in one corner of the frame has its features in that corner of the grid
+    dark, lit = torch.full((1, 1, 3, 96, 96), -1.0), torch.full((1, 1, 3, 96, 96), -1.0)
+    lit[..., :32, 64:] = 2.0
+    changed = (teacher(lit) - teacher(dark))[0, 0].square().sum(dim=0)
+    assert changed.flatten().argmax() == 2
+
+
 def test_clip_has_its_own_mean():
     teacher = teacher_of("2d_clip_feature", clip_teacher="none", teacher_init="random")
     assert teacher.mean == (0.48145466, 0.4578275, 0.40821073)
