@@ -1,5 +1,6 @@
 # make demo   pre-train and fine-tune on a generated world of videos, on a laptop, and write a report
 # make test   run the tests
+# make test-oldest   run the tests of models, resuming and evaluation with the oldest torch that is supported
 # make lint   check style and types
 # make bench  measure speed and memory: bench/RESULTS.md
 # make gpu    check and measure a GPU: bench/gpu.json, under eight minutes
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench gpu study
+.PHONY: demo test test-oldest lint bench gpu study
 
 demo: $(READY)
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
@@ -20,6 +21,16 @@ include demo/demo.mk
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+OLDEST := torch==2.6.0 torchvision==0.21.0
+MODELS := tests/test_parity.py tests/test_model.py tests/test_video_swin.py tests/test_masking.py
+MODELS += tests/engine/test_resume.py tests/tasks/test_qa.py tests/tasks/test_retrieval.py
+
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	grep --invert-match '^torch' requirements.txt | .venv-oldest/bin/python -m pip install --quiet \
+		--requirement /dev/stdin $(OLDEST) pytest==9.2.0 DALL-E==0.1 attrs==26.1.0
+	.venv-oldest/bin/python -m pytest $(MODELS)
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -185,6 +186,25 @@ def test_killed_on_two_processes_a_run_goes_on_with_the_same_losses(arguments, m
 # -- asked to stop
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_continues_on_another_number_of_processes(arguments, before, after):
+    given = [*arguments, "--size_epoch", "2", "--save_minutes", "0", "--resume", "auto"]
+    steps = {1: 8, 2: 4}  # of the whole run
+    codes = run(given, lambda: at_call(Agent, "prepared", 3, die), before)
+    assert codes[0] == -signal.SIGKILL
+    (folder,) = folders(arguments)
+    saved = torch.load(folder / STATE, weights_only=True)["progress"]["step"]
+    assert run(given, processes=after) == [0] * after
+    assert folders(arguments) == [folder]
+    rows = values(folder)
+    done = saved * steps[after] // steps[before]  # the same share of the schedule
+    expected = [*range(1, saved + 1), *range(done + 1, steps[after] + 1)]
+    assert [row["step"] for row in rows] == expected
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert "not bit-equal" in (folder / "log.txt").read_text()
+    assert (folder / FINISHED).exists()
+
+
 def ask(number: int, times: int = 1):
     """Have the process send itself a signal in the middle of its second step."""
 
@@ -222,7 +242,7 @@ def test_a_signal_ends_the_step_and_saves(arguments, number):
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(arguments):
-    given = [*arguments, "--max_steps", "4"]
+    given = [*arguments, "--max_steps", "4", "--save_minutes", "0"]  # they agree after every step
     port = free_port()
     children = [
         start(given, sabotage, rank, port) for rank, sabotage in enumerate([dict, ask(signal.SIGUSR1)])
