@@ -74,7 +74,7 @@ def choose_compile(config: Config, kind: str, device: torch.device) -> bool:
 
 def emulates_bf16(device: torch.device) -> bool:
     """Whether it is an x86 processor without instructions for products of bf16."""
-    has = torch.cpu.get_capabilities()
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
     known = device.type == "cpu" and has.get("architecture") == "x86_64"
     return known and not (has.get("avx512_bf16") or has.get("amx_bf16"))
 

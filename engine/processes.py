@@ -135,7 +135,7 @@ class Agreement:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """`auto`, a type or a full device name -> the device of this process."""
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = accelerator.type if accelerator else "cpu"
     try:
         device = torch.device(name)

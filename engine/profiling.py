@@ -53,4 +53,4 @@ def peak_memory(device: torch.device) -> float:
     if device.type in ("cpu", "mps"):
         unit = 2**30 if sys.platform == "darwin" else 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return torch.accelerator.max_memory_allocated(device) / 2**30
+    return torch.get_device_module(device).max_memory_allocated(device) / 2**30

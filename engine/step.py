@@ -119,7 +119,8 @@ def part_ends(batches: int, parts: int, accumulate: int) -> list[int]:
 def compile_encoders(model: nn.Module) -> None:
     """Compile what nearly all of a step's time goes to; the state dict stays as it is."""
     # for clips and for pictures, training and evaluation: beyond the limit, nothing is compiled
-    torch._dynamo.config.recompile_limit = 32
+    names = ("recompile_limit", "cache_size_limit")  # of torch 2.7 and later, and before
+    setattr(torch._dynamo.config, next(name for name in names if hasattr(torch._dynamo.config, name)), 32)
     torch.fx.experimental._config.use_duck_shape = False  # as many positions as clips is a coincidence
     # einops keeps how it has read a pattern, which depends on nothing else
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")

@@ -160,18 +160,32 @@ def test_pretraining(on_meta, tmp_path, name, amp):
     train(tmp_path, model, batch_of("captions"), prepare, amp=amp, mvm_target=[name])
 
 
+BERT = tiny_bert(dropout=0.1)
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "options": lambda: ChoiceModel(BERT, BERT, SWIN),
+    "words": lambda: MaskModel(BERT, BERT, SWIN, task_row=2),
+    "numbers": lambda: MaskModel(BERT, BERT, SWIN, choices=[5, 6, 7]),
+    "captions": lambda: RetrievalModel(BERT, BERT, SWIN, pair_batch=4),
+}
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-@pytest.mark.parametrize("kind", ["options", "words", "numbers", "captions"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_fine_tuning(on_meta, tmp_path, kind, amp):
-    bert = tiny_bert(dropout=0.1)
     with DEVICE:
-        model = {
-            "options": lambda: ChoiceModel(bert, bert, SWIN),
-            "words": lambda: MaskModel(bert, bert, SWIN, task_row=2),
-            "numbers": lambda: MaskModel(bert, bert, SWIN, choices=[5, 6, 7]),
-            "captions": lambda: RetrievalModel(bert, bert, SWIN, pair_batch=4),
-        }[kind]()
+        model = MODELS[kind]()
     train(tmp_path, model, batch_of(kind), amp=amp)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_evaluated_batch_is_waited_for_at_its_end_alone(on_meta, kind):
+    with DEVICE:
+        model = MODELS[kind]().eval()
+    moved = agent.to_device(batch_of(kind), DEVICE)
+    with torch.no_grad(), NoConstants(), NoCopies():
+        output = model(moved)
+    tensors = [value for value in output.predictions.values() if isinstance(value, torch.Tensor)]
+    assert tensors and all(tensor.device == DEVICE for tensor in tensors)
 
 
 @pytest.mark.parametrize(
