@@ -1,6 +1,6 @@
 """Sources of make_tsv.py (a folder, a CSV, a frames TSV, captions) -> the items whose rows it writes."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 

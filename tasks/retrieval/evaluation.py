@@ -28,6 +28,7 @@ from engine.step import to_device
 from lib import Config, UserError, World, log
 from media.files import atomic_path, hold, leftovers
 from media.tokens import Tokens
+from model import Violet
 from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, write_page
@@ -125,7 +126,7 @@ def token_rows(tokens: Tokens, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def encode_texts(model: RetrievalModel, txt: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+def encode_texts(model: Violet, txt: Tensor, mask: Tensor, device: torch.device) -> Tensor:
     """(M, X) -> text tokens (M, X, D) on the device."""
     parts = zip(txt.split(256), mask.split(256), strict=True)
     return torch.cat([model.enc_txt(ids.to(device), part.to(device)) for ids, part in parts])
