@@ -91,15 +91,20 @@ class Pretrained:
         at. Raises `UserError` for what cannot be read.
         """
         if is_batch(video):
-            clips = [self._clip(one, start, end) for one in cast(Sequence[Video], video)]
+            clips = [self.clip(one, start, end) for one in cast(Sequence[Video], video)]
             if not clips:
                 raise UserError("the batch is empty.")
             if len({len(clip) for clip in clips}) != 1:
                 raise UserError("a batch holds only videos or only pictures: encode the two apart.")
             return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))
-        return self.network.enc_img(normalise(self._clip(video, start, end).to(self.device))[None])[0]
+        return self.encode_clip(self.clip(video, start, end))
 
-    def _clip(self, video: Any, start: float, end: float | None) -> Tensor:
+    @torch.inference_mode()
+    def encode_clip(self, clip: Tensor) -> Tensor:
+        """What `clip` gave of a video (T, 3, size, size) -> its tokens (V, D)."""
+        return self.network.enc_img(normalise(clip.to(self.device))[None])[0]
+
+    def clip(self, video: Any, start: float = 0.0, end: float | None = None) -> Tensor:
         """The frames of a video that are looked at: (T, 3, size, size) uint8, T 1 for a picture."""
         if start < 0 or (end is not None and end <= start):
             raise UserError(f"start {start} and end {end} are to be 0 <= start < end, in seconds.")
@@ -107,7 +112,7 @@ class Pretrained:
             with tempfile.NamedTemporaryFile(prefix="violet-") as file:
                 file.write(video)
                 file.flush()
-                return self._clip(Path(file.name), start, end)
+                return self.clip(Path(file.name), start, end)
         if isinstance(video, str | Path):
             pictures, is_still = read_file(Path(video), start, end, self.config.size_frame)
         else:
@@ -141,7 +146,7 @@ class Pretrained:
         kind = self.features_of(features)
         given = list(cast(Sequence[Video], videos)) if is_batch(videos) else [cast(Video, videos)]
         parts = [given[first : first + BATCH] for first in range(0, len(given), BATCH)]
-        found = [self.embed_clips([self._clip(one, start, end) for one in part], kind) for part in parts]
+        found = [self.embed_clips([self.clip(one, start, end) for one in part], kind) for part in parts]
         if not found:
             raise UserError("the batch is empty.")
         if len({rows.shape[1:] for rows in found}) != 1:
@@ -231,6 +236,30 @@ class Pretrained:
         `options` they are put to the network by number, as in tgif-action, and the answers are those.
         Raises `UserError` if the checkpoint has no `fc_mtm`, such as one of retrieval.
         """
+        given, choices = self._question(question, options)
+        logits = self.network.name_word(self._video(video)[None], *given)[0].float()
+        shares, picks = (logits[choices] if choices else logits).softmax(dim=0).sort(descending=True)
+        picked = picks[:best].tolist()
+        names = (
+            [options[i] for i in picked] if options else self.tokens.tokenizer.convert_ids_to_tokens(picked)
+        )
+        return list(zip(names, shares[:best].tolist(), strict=True))
+
+    @torch.inference_mode()
+    def attention(self, video: Video | Tensor, question: str, options: Sequence[str] = ()) -> np.ndarray:
+        """Where on the frames the answer looks -> (T, h, w), the share of [MASK]'s attention to each patch.
+
+        The mean over heads and layers of the cross-modal transformer. See `answer`.
+        """
+        seen = self._video(video)
+        side = self.config.size_img // self.config.size_patch
+        found = self.network.attention_to_video(seen[None], *self._question(question, options)[0])[0]
+        return rearrange(found, "(t n) -> t n", n=1 + side**2)[:, 1:].unflatten(1, (side, side)).cpu().numpy()
+
+    def _question(
+        self, question: str, options: Sequence[str]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], list[int]]:
+        """The text tokens, their mask, the place of [MASK] and the prompt; the tokens of the options."""
         self._require("fc_mtm", "answer")
         if isinstance(options, str) or not all(isinstance(text, str) for text in [question, *options]):
             raise UserError("a question is a text, and its options are a list of texts.")
@@ -239,14 +268,7 @@ class Pretrained:
         mask, place = (ids != self.tokens.special.pad).long(), torch.tensor([text.place], device=self.device)
         rows = TASK_ROWS[self.config.text_rules]
         self.network.task_row = rows[task] if self.config.enable_task_token else None
-        seen, words = self._video(video)[None], self.network.enc_txt(ids, mask)
-        logits = self.network.name_word(seen, words, mask, place, prompt if between else None)[0].float()
-        shares, picks = (logits[choices] if choices else logits).softmax(dim=0).sort(descending=True)
-        picked = picks[:best].tolist()
-        names = (
-            [options[i] for i in picked] if options else self.tokens.tokenizer.convert_ids_to_tokens(picked)
-        )
-        return list(zip(names, shares[:best].tolist(), strict=True))
+        return (self.network.enc_txt(ids, mask), mask, place, prompt if between else None), choices
 
     def _ask(self, question: str, options: list[str]) -> tuple[Text, Ids, list[int], str]:
         """The text, the prompt's sequence, the tokens among which the answer is sought, the task's name."""

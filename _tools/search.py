@@ -5,10 +5,10 @@
 
 With a checkpoint that has embeddings (trained with `--vtc`), videos are embedded once into an index in
 `_snapshot/search/` (`--cache` names another folder), which is brought up to date when videos are added or
-removed or have changed; the 50 most similar to a text (`--rerank`) are then scored by the cross-modal transformer. With
-another checkpoint of retrieval or pre-training, the transformer scores every video. `--config` names another
-config than the one in the checkpoint's folder, `--KEY VALUE` overrides a key. `--html` writes a page whose
-videos play. In under a minute on a laptop, after `make demo`:
+removed or have changed; the 50 most similar to a text (`--rerank`) are then scored by the cross-modal
+transformer. With another checkpoint of retrieval or pre-training, the transformer scores every video.
+`--config` names another config than that in the checkpoint's folder, `--KEY VALUE` overrides a key. `--html`
+writes a page whose videos play. In under a minute on a laptop, after `make demo`:
 
     python _tools/search.py _data/demo/test "a red star turns" --checkpoint CHECKPOINT
 """

@@ -1,10 +1,10 @@
-"""Cost of the index of embeddings: seconds a query, to build, to update; and the share of exact neighbours found.
+"""Cost of the index of embeddings: to ask, to build, to update; and the share of exact neighbours it finds.
 
     python -m bench.search --sizes 1000 100000 1000000
 
 Videos are random unit vectors of 256 values, the hardest case for clusters since they have none; queries are
-random too, or, for `near`, a video's vector with noise. `recall` is the share of the 50 most similar vectors, and
-`first` the share of queries whose most similar one, that are found.
+random too, or, for `near`, a video's vector with noise. `recall` is the share of the 50 most similar vectors
+that is found, `first` the share of queries whose most similar vector is.
 """
 
 import argparse
