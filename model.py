@@ -173,7 +173,7 @@ class Violet(nn.Module):
     def embed_text(self, text: Tensor, txt_mask: Tensor) -> Tensor:
         """Text tokens (B, X, D) -> unit vectors (B, E); the transformer sees the text alone."""
         assert self.fc_vtc is not None
-        cls = torch.zeros(len(text), 1, dtype=torch.long, device=text.device)
+        cls = torch.zeros_like(txt_mask[:, :1], dtype=torch.long)  # not by its length: that would be exported
         return self.fc_vtc.of_text(self.trsfr(text, visible(txt_mask, 0), cls)[:, 0])
 
     def contrast(
