@@ -4,7 +4,14 @@
 
 Videos are random unit vectors of 256 values, the hardest case for clusters since they have none; queries are
 random too, or, for `near`, a video's vector with noise. `recall` is the share of the 50 most similar vectors
-that is found, `first` the share of queries whose most similar vector is.
+that is found, `first` the share of queries whose most similar vector is. `--real` lays real embeddings among
+the random ones, and asks their texts too:
+
+    python _tools/embed.py _data/demo/test --checkpoint RUN --output videos.npz
+    python -c "import json, numpy, violet; \
+        pairs = json.load(open('_data/demo/txt_demo-retrieval.json'))['test']; \
+        numpy.save('texts.npy', violet.load('RUN').embed_text([pair['caption'] for pair in pairs]))"
+    python -m bench.search --real videos.npz texts.npy
 """
 
 import argparse
@@ -52,10 +59,12 @@ def share(index: Index, rows: np.ndarray, queries: np.ndarray) -> tuple[float, f
     return float(np.mean(same)), float(np.mean(nearest))
 
 
-def measure(size: int, folder: Path) -> dict[str, float]:
-    """The figures of an index of so many vectors."""
+def measure(size: int, folder: Path, real: list[Path]) -> dict[str, float]:
+    """The figures of an index of so many vectors; `real`: the files of `--real`."""
     random = np.random.default_rng(0)
     rows = unit(random.standard_normal((size, SIZE), dtype=np.float32))
+    videos, texts = (np.load(real[0])["vectors"], np.load(real[1])) if real else (rows[:0], rows[:0])
+    rows[: len(videos)] = videos[:size]
     queries = unit(random.standard_normal((100, SIZE), dtype=np.float32))
     noise = unit(random.standard_normal((100, SIZE), dtype=np.float32))
     near = unit(rows[random.choice(size, 100)] + noise)
@@ -69,6 +78,8 @@ def measure(size: int, folder: Path) -> dict[str, float]:
     found["query_ms"] = 1000 * float(np.median(times))
     found["recall"], found["first"] = share(index, rows, queries)
     found["near_recall"], found["near_first"] = share(index, rows, near)
+    if real:
+        found["real_recall"], found["real_first"] = share(index, rows, texts)
     changed = names[: min(1000, size)]
     found["update_1000_s"] = seconds(lambda: index.add(changed, ["2"] * len(changed), rows[: len(changed)]))
     found["remove_1000_s"] = seconds(lambda: index.remove(changed))
@@ -79,9 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Print a line for each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
-    for size in parser.parse_args(arguments).sizes:
+    parser.add_argument(
+        "--real", type=Path, nargs=2, default=[], help="embeddings of videos (npz), of texts (npy)"
+    )
+    options = parser.parse_args(arguments)
+    for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            row = {key: round(value, 4) for key, value in measure(size, Path(folder)).items()}
+            row = {key: round(value, 4) for key, value in measure(size, Path(folder), options.real).items()}
             print(json.dumps(row), flush=True)
 
 

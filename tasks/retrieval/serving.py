@@ -3,14 +3,17 @@
 Shapes: B videos or texts, T frames of S x S pixels, X text tokens.
 """
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional as F
 
 from lib import UserError
 from media.files import atomic_path
@@ -82,6 +85,18 @@ def programs(network: Violet, frames: int, size_img: int, size_txt: int) -> Iter
         yield "text_embedding", TextEmbedding(network), (ids, mask)
 
 
+@contextlib.contextmanager
+def contiguous_attention() -> Iterator[None]:
+    """Inside, attention gives contiguous tensors: the layout of its fused kernels is not that of ONNX."""
+    attention = F.scaled_dot_product_attention
+
+    def contiguous(*given: Any, **options: Any) -> Tensor:
+        return attention(*given, **options).contiguous()
+
+    with mock.patch.object(F, "scaled_dot_product_attention", contiguous):
+        yield
+
+
 def export(
     network: Violet, frames: int, size_img: int, size_txt: int, folder: Path, onnx: bool
 ) -> list[Path]:
@@ -90,7 +105,7 @@ def export(
     for name, module, example in programs(network.eval(), frames, size_img, size_txt):
         batch = torch.export.Dim("batch", min=1, max=4096)
         shapes = tuple({0: batch} for _ in example)
-        with sdpa_kernel(SDPBackend.MATH):  # of the others' outputs ONNX knows the memory layout wrongly
+        with contiguous_attention():
             program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
         buffer = io.BytesIO()  # to a file it writes under a name in .pt2 alone
         torch.export.save(program, buffer)
