@@ -11,7 +11,7 @@ Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text to
 | `index` | (B,) | dataset | number of the sample in its corpus |
 | `other_txt`, `other_mask` | (B, N, X) | dataset | in evaluation: texts of other samples, for VTM |
 | `place`, `answer` | (B,) | questions | place of [MASK]; token or option to predict, -1: none |
-| `video` | (B,) | captions | number of the video, the same for captions of one video |
+| `video` | (B,) | dataset, captions | number of the video, the same for captions of one video |
 | `masked_txt` | as `txt` | masking | hidden words are [MASK] |
 | `ans_mlm` | (B, X) | masking | ids of the hidden words, -1 elsewhere |
 | `mlm_at` | (M,) | masking | numbers of the hidden words among the B X |

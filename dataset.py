@@ -153,7 +153,7 @@ class PretrainCorpus:
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
         others = self.others(index) if random is None else {}
-        return {"img": img, "txt": txt, "mask": mask, "id": name, **others}
+        return {"img": img, "txt": txt, "mask": mask, "id": name, "video": source << 32 | row, **others}
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Source, row and caption number of a pair; raises `BadRow` where there is no such source."""
@@ -214,7 +214,8 @@ class PretrainCorpus:
         """The stand-in for a pair that cannot be read in evaluation."""
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
-        return {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, **self.others(index)}
+        sample = {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, "video": -1}
+        return {**sample, **self.others(index)}
 
 
 @dataclass(frozen=True)

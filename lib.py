@@ -53,7 +53,7 @@ def registered_targets() -> tuple[str, ...]:
 
 
 NAMES = {  # the keys that hold names, and the names they may hold
-    "pretrain_tasks": ("mlm", "vtm", "mvm"),
+    "pretrain_tasks": ("mlm", "vtm", "mvm", "vtc"),
     "pretrain_masks": ("rm", "bm", "am"),
     "mvm_target": registered_targets(),
     "img_transform": ("img_rand_crop", "vid_rand_crop", "img_center_crop", "pad_resize"),
@@ -164,7 +164,7 @@ class Config:
 
     # -- what is learnt
     pretrain_tasks: Names = key(["mlm", "vtm", "mvm"], PRETRAIN, LEARNT)
-    """any of mlm (older name: mtm), vtm, mvm"""
+    """any of mlm (older name: mtm), vtm, mvm, vtc (contrastive loss of video and text embeddings)"""
     pretrain_masks: Names = key(["rm", "bm"], PRETRAIN, LEARNT)
     """patch masks, one drawn per sample: rm random patches, bm boxes, am attended patches and words"""
     p_mask: ClosedUnitInterval = key(0.15, PRETRAIN, LEARNT)
@@ -180,6 +180,8 @@ class Config:
     """compute MVM losses on image-text pairs too"""
     temp: PositiveFloat = key(0.05, PRETRAIN + PAIRS, LEARNT)
     """temperature of the matching scores"""
+    vtm_negatives: Literal["random", "hard"] = key("random", PRETRAIN, LEARNT)
+    """wrong texts of video-text matching: random, or drawn by the similarity of the embeddings of vtc"""
     size_option: PositiveInt = key(5, CHOICE + NUMBER, LEARNT)
     """number of options of a multiple-choice question"""
     size_vocab: int = key(0, OPEN + BLANK, LEARNT)
@@ -207,6 +209,11 @@ class Config:
     """video-text pairs that are fused at a time; 0: all in training, as many as fit in evaluation"""
     gather_negatives: bool = key(False, PAIRS, LEARNT)
     """pair every video and text with those of all processes, not only of its own batch"""
+    vtc: bool = key(False, PAIRS, LEARNT)
+    """also train embeddings of videos and texts (fc_vtc) by a contrastive loss over all processes"""
+    rerank: NonNegativeInt = key(0, RANKING, LEARNT)
+    """candidates of each text and of each video, the most similar by embedding, that are scored by the
+    cross-modal transformer; 0: all pairs, as published"""
     resume_scores: bool = key(True, RANKING, LEARNT)
     """continue from the scores that an interrupted evaluation left"""
 

@@ -37,7 +37,7 @@ def main() -> None:
         for name, loader in (("train", train), ("val", val)):
             if loader is not None:
                 log.info("%s: number of pairs %s", name, json.dumps(loader.batches.sizes))
-        model = PretrainModel.from_config(config)
+        model = PretrainModel.from_config(config, world)
         tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
         agent = Agent(
             config,

@@ -16,11 +16,12 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
-from engine.parallel import choose_checkpoint
+from engine.parallel import choose_checkpoint, gather
 from engine.processes import choose_device
+from layers.embedding import Embedding, draw_hard, info_nce
 from layers.fusion import FusionEncoder, FusionLayer, initialise_bert, put, visible
 from layers.norm import LayerNorm
-from lib import Config, UserError, log
+from lib import Config, UserError, World, log
 from masking import hide_patches
 from mvm_targets import Target, make_targets, name_heads
 from teachers.base import Teacher
@@ -168,6 +169,7 @@ class Violet(nn.Module):
         self.enc_img = VideoEncoder(vis_size, width, max_frames, max_patches, std, use_checkpoint)
         self.enc_txt = TextEncoder(text, embed_only)
         self.trsfr = FusionEncoder(fusion, use_checkpoint)
+        self.fc_vtc: Embedding | None = None  # the heads of embeddings, which a task may add
         initialise_bert(self.enc_txt, text.initializer_range)
         initialise_bert(self.trsfr, std)
 
@@ -179,6 +181,42 @@ class Violet(nn.Module):
         """Video (B, V, D), text (B, X, D) -> output (B, V+X, D), or (B, K, D) at `positions` (B, K)."""
         x = torch.cat([video, text.to(video.dtype)], dim=1)
         return self.trsfr(x, visible(txt_mask, video.shape[1]), positions)
+
+    def embed(self, video: Tensor, frames: int, text: Tensor, txt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Video (B, V, D) of so many frames and text (B, X, D) -> the unit vectors (B, E) of each."""
+        assert self.fc_vtc is not None
+        return self.fc_vtc.of_video(video, frames), self.embed_text(text, txt_mask)
+
+    def embed_text(self, text: Tensor, txt_mask: Tensor) -> Tensor:
+        """Text tokens (B, X, D) -> unit vectors (B, E); the transformer sees the text alone."""
+        assert self.fc_vtc is not None
+        cls = torch.zeros_like(txt_mask[:, :1], dtype=torch.long)  # not by its length: that would be exported
+        return self.fc_vtc.of_text(self.trsfr(text, visible(txt_mask, 0), cls)[:, 0])
+
+    def contrast(
+        self, video: Tensor, text: Tensor, batch: Batch, output: Output, world: World | None
+    ) -> tuple[Tensor, Tensor]:
+        """VTC: the contrastive loss of the embeddings of a batch, in training of all processes' batches.
+
+        video: (B, V, D); text: (B, X, D). Another caption of the same video is no negative (Deviation 14).
+        Returns the logits (B, B) of this process's videos with its texts, and which texts are of the same
+        video, bool (B, B).
+        """
+        assert self.fc_vtc is not None
+        world = world if self.training else None  # in evaluation processes have different numbers of batches
+        videos, texts = self.embed(video, batch["img"].shape[1], text, batch["mask"])
+        numbers = batch["video"][:, None] == gather(batch["video"], world)
+        own = torch.arange(len(videos), device=videos.device)
+        first = world.rank * len(own) if world else 0
+        same = numbers.scatter(1, (first + own)[:, None], False)
+        by_video = self.fc_vtc.logits(videos, gather(texts, world)).masked_fill(same, -torch.inf)
+        by_text = self.fc_vtc.logits(texts, gather(videos, world)).masked_fill(same, -torch.inf)
+        count = torch.full((), len(own), device=own.device)
+        output.losses["vtc"] = Mean(info_nce(by_video, by_text, first + own), count)
+        right = best_alone(by_text, first + own) & batch["valid"]
+        output.scores["vtc_acc"] = Mean(right.sum(), count)
+        here = slice(first, first + len(own))
+        return by_video[:, here], same[:, here]
 
     @torch.no_grad()
     def attention_received(self, img: Tensor, txt: Tensor, txt_mask: Tensor) -> Tensor:
@@ -193,7 +231,11 @@ class Violet(nn.Module):
 
 
 class PretrainModel(Violet):
-    """Masked language modelling, video-text matching and masked visual modelling on one pass of a pair."""
+    """Masked language modelling, video-text matching and masked visual modelling on one pass of a pair.
+
+    With the task `vtc` the embeddings of the masked video and of the whole text are contrasted too, over all
+    processes of `world`; `hard_negatives` then draws the texts of video-text matching by their similarities.
+    """
 
     def __init__(
         self,
@@ -207,10 +249,13 @@ class PretrainModel(Violet):
         teachers: Mapping[str, Teacher] | None = None,
         mvm_weight: Mapping[str, float] | None = None,
         mvm_on_images: bool = True,
+        hard_negatives: bool = False,
+        world: World | None = None,
         **encoders: Any,
     ) -> None:
         super().__init__(fusion, text, vis_size, **encoders)
         self.tasks, self.temperature, self.mvm_on_images = tuple(tasks), temperature, mvm_on_images
+        self.hard_negatives, self.world = hard_negatives, world
         self.weights = {f"mvm_{name}": weight for name, weight in (mvm_weight or {}).items()}
         self.fc = matching_head(fusion)
         self.fc_mtm = MlmHead(text)
@@ -226,10 +271,16 @@ class PretrainModel(Violet):
         for task, heads in heads_of.items():
             for head in heads:  # DistributedDataParallel waits for the gradients of a head that trains
                 head.requires_grad_(task in self.tasks)
+        if "vtc" in self.tasks:  # published checkpoints have no such heads
+            self.fc_vtc = Embedding(fusion.hidden_size)
 
     @classmethod
-    def from_config(cls, config: Config) -> "PretrainModel":
+    def from_config(cls, config: Config, world: World | None = None) -> "PretrainModel":
         """Built and started as `config` says."""
+        if config.vtm_negatives == "hard" and "vtc" not in config.pretrain_tasks:
+            raise UserError(
+                "vtm_negatives hard draws texts by the embeddings of vtc: add vtc to pretrain_tasks."
+            )
         model = cls(
             **encoder_arguments(config),
             tasks=config.pretrain_tasks,
@@ -239,8 +290,10 @@ class PretrainModel(Violet):
             teachers=make_teachers(config) if "mvm" in config.pretrain_tasks else None,
             mvm_weight=config.mvm_weight,
             mvm_on_images=config.mvm_on_images,
+            hard_negatives=config.vtm_negatives == "hard",
+            world=world,
         )
-        used = {"vtm": ["fc"], "mlm": ["fc_mtm"], "mvm": list(model.mvm_heads)}
+        used = {"vtm": ["fc"], "mlm": ["fc_mtm"], "mvm": list(model.mvm_heads), "vtc": ["fc_vtc"]}
         heads = [name for task in config.pretrain_tasks for name in used[task]]
         start(model, config, heads, model.match_heads)
         return model
@@ -278,6 +331,11 @@ class PretrainModel(Violet):
         output = Output(losses={}, weights=self.weights)
         if "mlm" in self.tasks:
             self.name_words(words, batch, output)
+        if "vtc" in self.tasks:
+            whole = self.enc_txt(batch["txt"], batch["mask"])
+            similar = self.contrast(video, whole, batch, output, self.world)
+            if self.hard_negatives and self.training:
+                batch = {**batch, "negatives": draw_hard(*similar, batch["negatives"].shape[1])}
         if "vtm" in self.tasks:
             self.match(words[:, 0], video, text, batch, output)
         if "mvm" in self.tasks:

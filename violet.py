@@ -1,4 +1,4 @@
-"""Use a checkpoint from Python: match videos with texts, and answer questions.
+"""Use a checkpoint from Python: match videos with texts, answer questions, make embeddings.
 
     from violet import load
 
@@ -7,6 +7,7 @@
     print(violet.match(video, ["a red star turns", "a blue circle moves left"]))
     print(violet.answer(video, "what color is the star ?"))
 
+`embed_video` and `embed_text` make unit vectors for search, which are compared by their inner product.
 `_snapshot/mine` may be a checkpoint's file, the folder of a run, or one that `_tools/weights.py export`
 wrote. In under a minute on a laptop, after `make demo`:
 
@@ -23,12 +24,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from engine.arguments import load_config
 from engine.processes import choose_device
-from lib import KEYS, Config, UserError, run_script
+from layers.embedding import Embedding
+from lib import KEYS, Config, UserError, log, lookup, run_script
 from media.decoding import SAME, is_picture, to_rgb
 from media.files import read_json
 from media.frames import Linked, Transform, even_frames, normalise
@@ -45,14 +48,18 @@ from weights.tensor_files import checkpoint_in, read_tensors
 Frames = np.ndarray | Sequence[Image.Image] | Sequence[np.ndarray]
 Video = str | Path | bytes | Frames
 BEST = 5  # answers that are given
+BATCH = 16  # clips that are encoded at a time
+FEATURES = ("embedding", "pooled", "frames")  # what `embed_video` gives
 
 
 class _Network(MaskModel):
-    """VIOLET with both heads; a checkpoint may hold one of them."""
+    """VIOLET with both heads, of which a checkpoint may hold one; with those of embeddings if it `embeds`."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, embeds: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.fc = matching_head(arguments["fusion"])
+        if embeds:
+            self.fc_vtc = Embedding(arguments["fusion"].hidden_size)
 
 
 class Pretrained:
@@ -84,15 +91,20 @@ class Pretrained:
         at. Raises `UserError` for what cannot be read.
         """
         if is_batch(video):
-            clips = [self._clip(one, start, end) for one in cast(Sequence[Video], video)]
+            clips = [self.clip(one, start, end) for one in cast(Sequence[Video], video)]
             if not clips:
                 raise UserError("the batch is empty.")
             if len({len(clip) for clip in clips}) != 1:
                 raise UserError("a batch holds only videos or only pictures: encode the two apart.")
             return self.network.enc_img(normalise(torch.stack(clips).to(self.device)))
-        return self.network.enc_img(normalise(self._clip(video, start, end).to(self.device))[None])[0]
+        return self.encode_clip(self.clip(video, start, end))
 
-    def _clip(self, video: Any, start: float, end: float | None) -> Tensor:
+    @torch.inference_mode()
+    def encode_clip(self, clip: Tensor) -> Tensor:
+        """What `clip` gave of a video (T, 3, size, size) -> its tokens (V, D)."""
+        return self.network.enc_img(normalise(clip.to(self.device))[None])[0]
+
+    def clip(self, video: Any, start: float = 0.0, end: float | None = None) -> Tensor:
         """The frames of a video that are looked at: (T, 3, size, size) uint8, T 1 for a picture."""
         if start < 0 or (end is not None and end <= start):
             raise UserError(f"start {start} and end {end} are to be 0 <= start < end, in seconds.")
@@ -100,7 +112,7 @@ class Pretrained:
             with tempfile.NamedTemporaryFile(prefix="violet-") as file:
                 file.write(video)
                 file.flush()
-                return self._clip(Path(file.name), start, end)
+                return self.clip(Path(file.name), start, end)
         if isinstance(video, str | Path):
             pictures, is_still = read_file(Path(video), start, end, self.config.size_frame)
         else:
@@ -116,6 +128,81 @@ class Pretrained:
         """A text -> its tokens (X, D), [CLS] first, [SEP] last; no padding."""
         ids, mask = (row[None].to(self.device) for row in self.tokens(text))
         return self.network.enc_txt(ids, mask)[0, : int(mask.sum())]
+
+    def embed_video(
+        self,
+        videos: Video | Sequence[Video],
+        start: float = 0.0,
+        end: float | None = None,
+        features: str = "",
+    ) -> np.ndarray:
+        """One video or a list of N, as for `encode_video` -> float32 features, a row for each.
+
+        `features`: "embedding", unit vectors (N, 256) to compare with those of `embed_text`; "pooled", the
+        mean (N, C) of the video encoder's features over frames and patches; "frames", their mean (N, T, C)
+        over the patches of each frame. Left out: the embedding, or "pooled" where there is no `fc_vtc`.
+        Raises `UserError` for what cannot be read, and for embeddings that the checkpoint does not have.
+        """
+        kind = self.features_of(features)
+        given = list(cast(Sequence[Video], videos)) if is_batch(videos) else [cast(Video, videos)]
+        parts = [given[first : first + BATCH] for first in range(0, len(given), BATCH)]
+        found = [self.embed_clips([self.clip(one, start, end) for one in part], kind) for part in parts]
+        if not found:
+            raise UserError("the batch is empty.")
+        if len({rows.shape[1:] for rows in found}) != 1:
+            raise UserError("features of frames: a batch holds only videos or only pictures.")
+        return np.concatenate(found)
+
+    def features_of(self, wanted: str) -> str:
+        """The kind of features that `embed_video` gives; see there."""
+        if not wanted and "fc_vtc" not in self.heads:
+            log.warning(
+                "%s has no fc_vtc: the features are those of the video encoder, which fit no text",
+                self.config.path_ckpt,
+            )
+        kind = lookup(FEATURES, wanted, "features") if wanted else FEATURES["fc_vtc" not in self.heads]
+        if kind == "embedding":
+            self._require("fc_vtc", "make embeddings")
+        return kind
+
+    @torch.inference_mode()
+    def embed_clips(self, clips: Sequence[Tensor], features: str) -> np.ndarray:
+        """Clips (T, 3, size, size) of uint8, encoded at once -> their features; see `embed_video`."""
+        rows: list[Tensor] = [torch.empty(0)] * len(clips)
+        for length in {len(clip) for clip in clips}:  # pictures have one frame
+            places = [i for i, clip in enumerate(clips) if len(clip) == length]
+            img = normalise(torch.stack([clips[i] for i in places]).to(self.device))
+            for place, row in zip(places, self._features(img, features), strict=True):
+                rows[place] = row.float().cpu()
+        if len({row.shape for row in rows}) != 1:
+            raise UserError("features of frames: a batch holds only videos or only pictures.")
+        return torch.stack(rows).numpy()
+
+    def _features(self, img: Tensor, features: str) -> Tensor:
+        """img: (B, T, 3, S, S), normalised -> (B, 256), (B, C) or (B, T, C)."""
+        if features == "embedding" and self.network.fc_vtc is not None:
+            return self.network.fc_vtc.of_video(self.network.enc_img(img), img.shape[1])
+        patches = self.network.enc_img.swin(rearrange(img, "b t c h w -> b c t h w"))
+        frames = rearrange(patches.mean(dim=(3, 4)), "b c t -> b t c")
+        return frames if features == "frames" else frames.mean(dim=1)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """One text or a list of N -> unit vectors (N, 256), float32.
+
+        Their inner products with the embeddings of videos say how well the two match. Raises `UserError` if
+        the checkpoint has no `fc_vtc`.
+        """
+        self._require("fc_vtc", "make embeddings")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        if not given or not all(isinstance(text, str) for text in given):
+            raise UserError("texts are a string or a list of strings, and one at least.")
+        found = []
+        for first in range(0, len(given), 16 * BATCH):
+            rows = [self.tokens(text) for text in given[first : first + 16 * BATCH]]
+            ids, mask = (torch.stack(part).to(self.device) for part in zip(*rows, strict=True))
+            found.append(self.network.embed_text(self.network.enc_txt(ids, mask), mask).float().cpu())
+        return torch.cat(found).numpy()
 
     @torch.inference_mode()
     def match(self, video: Video | Tensor, texts: str | Tensor | Sequence[str | Tensor]) -> list[float]:
@@ -149,6 +236,30 @@ class Pretrained:
         `options` they are put to the network by number, as in tgif-action, and the answers are those.
         Raises `UserError` if the checkpoint has no `fc_mtm`, such as one of retrieval.
         """
+        given, choices = self._question(question, options)
+        logits = self.network.name_word(self._video(video)[None], *given)[0].float()
+        shares, picks = (logits[choices] if choices else logits).softmax(dim=0).sort(descending=True)
+        picked = picks[:best].tolist()
+        names = (
+            [options[i] for i in picked] if options else self.tokens.tokenizer.convert_ids_to_tokens(picked)
+        )
+        return list(zip(names, shares[:best].tolist(), strict=True))
+
+    @torch.inference_mode()
+    def attention(self, video: Video | Tensor, question: str, options: Sequence[str] = ()) -> np.ndarray:
+        """Where on the frames the answer looks -> (T, h, w), the share of [MASK]'s attention to each patch.
+
+        The mean over heads and layers of the cross-modal transformer. See `answer`.
+        """
+        seen = self._video(video)
+        side = self.config.size_img // self.config.size_patch
+        found = self.network.attention_to_video(seen[None], *self._question(question, options)[0])[0]
+        return rearrange(found, "(t n) -> t n", n=1 + side**2)[:, 1:].unflatten(1, (side, side)).cpu().numpy()
+
+    def _question(
+        self, question: str, options: Sequence[str]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], list[int]]:
+        """The text tokens, their mask, the place of [MASK] and the prompt; the tokens of the options."""
         self._require("fc_mtm", "answer")
         if isinstance(options, str) or not all(isinstance(text, str) for text in [question, *options]):
             raise UserError("a question is a text, and its options are a list of texts.")
@@ -157,14 +268,7 @@ class Pretrained:
         mask, place = (ids != self.tokens.special.pad).long(), torch.tensor([text.place], device=self.device)
         rows = TASK_ROWS[self.config.text_rules]
         self.network.task_row = rows[task] if self.config.enable_task_token else None
-        seen, words = self._video(video)[None], self.network.enc_txt(ids, mask)
-        logits = self.network.name_word(seen, words, mask, place, prompt if between else None)[0].float()
-        shares, picks = (logits[choices] if choices else logits).softmax(dim=0).sort(descending=True)
-        picked = picks[:best].tolist()
-        names = (
-            [options[i] for i in picked] if options else self.tokens.tokenizer.convert_ids_to_tokens(picked)
-        )
-        return list(zip(names, shares[:best].tolist(), strict=True))
+        return (self.network.enc_txt(ids, mask), mask, place, prompt if between else None), choices
 
     def _ask(self, question: str, options: list[str]) -> tuple[Text, Ids, list[int], str]:
         """The text, the prompt's sequence, the tokens among which the answer is sought, the task's name."""
@@ -258,10 +362,10 @@ def load(path: str | Path, config: str | Path = "", **changes: Any) -> Pretraine
     settings = dataclasses.replace(
         read_config(file.parent, Path(config) if config else None, changes), path_ckpt=str(file)
     )
-    with torch.random.fork_rng(devices=[]):  # whoever uses it keeps their own random numbers
-        network = _Network(**encoder_arguments(settings))
     keys = read_tensors(file).keys()
-    heads = [head for head in ("fc", "fc_mtm") if any(key.startswith(f"{head}.") for key in keys)]
+    heads = [head for head in ("fc", "fc_mtm", "fc_vtc") if any(key.startswith(f"{head}.") for key in keys)]
+    with torch.random.fork_rng(devices=[]):  # whoever uses it keeps their own random numbers
+        network = _Network("fc_vtc" in heads, **encoder_arguments(settings))
     report = load_checkpoint(network, str(file))
     check_trained(report, dataclasses.replace(settings, size_epoch=0), [])
     return Pretrained(network.to(choose_device(settings.device)).eval(), settings, heads, report)

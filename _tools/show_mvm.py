@@ -15,137 +15,31 @@ import argparse
 import dataclasses
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import default_collate
 
 import root  # noqa: F401
 from _tools.convert.clips import Item, Sampling, read_video
 from dataset import PretrainCorpus
 from engine.arguments import load_config
 from engine.processes import choose_device
-from engine.step import seeded, to_device
+from engine.step import to_device
 from lib import Config, UserError, run_script
-from masking import hide_patches, mask_batch
+from masking import hide_patches
 from media.files import atomic_path
 from media.frames import Transform, decode_frame
 from media.kinds import file_id
 from media.tokens import Tokens
 from model import PretrainModel
+from tasks.pictures import channels_last, coloured, make_batch
 from teachers.base import to_pixels
 from weights.checkpoint import load_checkpoint
 from weights.tensor_files import checkpoint_in
 
-Pair = tuple[Tensor, Tensor]  # the reconstruction at hidden patches (elsewhere the truth), and the truth
-Colours = tuple[np.ndarray, np.ndarray]  # the same as pictures (B, S, H, W, 3) in [0, 1]
-
-
-# ------------------------------------------------------------------------------------------------ colours
-# A colour means the same in both pictures: colour scales are fitted to the truth and used for both.
-
-
-def natural(made: Tensor, truth: Tensor) -> Colours:
-    """Normalised RGB."""
-    return channels_last(to_pixels(made)), channels_last(to_pixels(truth))
-
-
-def grey(made: Tensor, truth: Tensor) -> Colours:
-    """One channel, white at the 99.5th percentile of the truth."""
-    top = truth.flatten().kthvalue(max(1, int(0.995 * truth.numel()))).values.clamp(min=1e-6)
-    return tuple(channels_last((x / top).clamp(0, 1).expand(-1, -1, 3, -1, -1)) for x in (made, truth))  # type: ignore[return-value]
-
-
-def colour_map(made: Tensor, truth: Tensor) -> Colours:
-    """One channel, dark to bright over the range of each clip's truth."""
-    from matplotlib import colormaps
-
-    low, high = truth.amin(dim=(1, 2, 3, 4), keepdim=True), truth.amax(dim=(1, 2, 3, 4), keepdim=True)
-
-    def colour(values: Tensor) -> np.ndarray:
-        share = ((values - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        return colormaps["inferno"](share[:, :, 0].numpy())[..., :3]
-
-    return colour(made), colour(truth)
-
-
-def wheel(made: Tensor, truth: Tensor) -> Colours:
-    """Flow: hue is the direction (right red, down green-yellow), saturation the length; still is white."""
-    from matplotlib.colors import hsv_to_rgb
-
-    longest = truth.norm(dim=2).amax().clamp(min=1.0)
-    pictures = []
-    for flow in (made, truth):
-        hue = torch.atan2(flow[:, :, 1], flow[:, :, 0]) / (2 * torch.pi) % 1
-        saturation = (flow.norm(dim=2) / longest).clamp(0, 1)
-        pictures.append(hsv_to_rgb(torch.stack([hue, saturation, torch.ones_like(hue)], dim=-1).numpy()))
-    return pictures[0], pictures[1]
-
-
-def components(made: Tensor, truth: Tensor) -> Colours:
-    """Features: the first three principal components of the truth as red, green and blue."""
-    points = truth.movedim(2, -1).flatten(0, -2).double()
-    mean = points.mean(dim=0)
-    axes = torch.linalg.svd(points - mean, full_matrices=False).Vh[:3].T
-    seen = (points - mean) @ axes
-    low, high = seen.amin(dim=0), seen.amax(dim=0)
-    pictures = []
-    for features in (made, truth):
-        places = (features.movedim(2, -1).double() - mean) @ axes
-        places = ((places - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-        pictures.append(torch.nn.functional.pad(places, (0, 3 - places.shape[-1])).numpy())
-    return pictures[0], pictures[1]
-
-
-def words(made: Tensor, truth: Tensor) -> Colours:
-    """Words of a visual vocabulary: a colour each, drawn at random once and for all."""
-    count = int(max(made.max(), truth.max())) + 1
-    palette = np.random.default_rng(0).random((max(count, 8192), 3))
-    return palette[made[:, :, 0].long().numpy()], palette[truth[:, :, 0].long().numpy()]
-
-
-COLOURS: dict[str, Callable[[Tensor, Tensor], Colours]] = {
-    "pixel": natural,
-    "hog": grey,
-    "depth": colour_map,
-    "optical_flow": wheel,
-    "vq": words,
-}
-
-
-def colours_of(name: str, truth: Tensor) -> Callable[[Tensor, Tensor], Colours]:
-    """The colours of a target: those of `COLOURS`, or else those that its truth's channels suggest."""
-    by_channels = {1: grey, 2: wheel, 3: natural}
-    kind = by_channels.get(truth.shape[2], components) if truth.is_floating_point() else words
-    return COLOURS.get(name, kind)
-
-
-def channels_last(pictures: Tensor) -> np.ndarray:
-    """(B, S, 3, H, W) -> (B, S, H, W, 3)."""
-    return pictures.movedim(2, -1).numpy()
-
-
 # ----------------------------------------------------------------------------------------------- drawing
-
-
-@torch.inference_mode()
-def reconstruct(model: PretrainModel, batch: dict[str, Any]) -> dict[str, Pair]:
-    """For each target: the reconstruction at hidden patches (elsewhere the truth), and the truth."""
-    shown = hide_patches(batch["img"], batch["mvm_mask"])
-    video, text = model.encode(shown, batch["masked_txt"], batch["mask"])
-    visual = model.fuse(video, text, batch["mask"])[:, : video.shape[1]]
-    grid = batch["mvm_mask"].shape[1:]
-    pictures = {}
-    for name, target in model.targets.items():
-        truth = target.truth(batch["img"])
-        places = truth.shape[-1] // grid[-1]
-        hidden = target.hidden(batch["mvm_mask"]).repeat_interleave(places, 2).repeat_interleave(places, 3)
-        pictures[name] = (torch.where(hidden[:, :, None], target.reconstruct(visual, grid), truth), truth)
-    return pictures
 
 
 def draw(
@@ -215,13 +109,6 @@ def read_clip(config: Config, tokens: Tokens, path: str, caption: str) -> list[d
     return [{"img": Transform(config.img_transform, config.size_img)(frames, None), "txt": txt, "mask": mask}]
 
 
-def make_batch(config: Config, tokens: Tokens, samples: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Samples as a batch, masked by random patches and blocks."""
-    batch = to_device(default_collate([{**sample, "valid": True} for sample in samples]), torch.device("cpu"))
-    masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
-    return mask_batch(batch, masks, config.p_mask, tokens.special, config.size_patch, seeded(seed))
-
-
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this program, and the config's keys that are overridden."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -253,16 +140,12 @@ def main(arguments: list[str] | None = None) -> None:
     model = PretrainModel.from_config(config)
     load_checkpoint(model, str(checkpoint), model.match_heads)
     model = model.to(device).eval()
-    batch = to_device(make_batch(config, tokens, samples, options.draw_seed), device)
-    pairs = {
-        name: (made.cpu().float(), truth.cpu().float())
-        for name, (made, truth) in reconstruct(model, batch).items()
-    }
+    masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
+    batch = to_device(make_batch(config, tokens, samples, masks, config.p_mask, options.draw_seed), device)
     captions = [str(tokens.tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch["txt"]]
     seen = [("frames", batch["img"]), ("masked", hide_patches(batch["img"], batch["mvm_mask"]))]
     rows = [(label, channels_last(to_pixels(frames.cpu()))) for label, frames in seen]
-    for name, pair in pairs.items():
-        made, truth = colours_of(name, pair[1])(*pair)
+    for name, (made, truth) in coloured(model, batch).items():
         path = Path(options.output or folder) / f"mvm_{name}.png"
         draw(
             [*rows, (f"{name}\nreconstructed", made), (f"{name}\ntarget", truth)],

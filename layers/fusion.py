@@ -98,6 +98,16 @@ class FusionEncoder(nn.Module):
             x = layer(x, mask) if layer is not self.layer[-1] else x
         return received
 
+    @torch.no_grad()
+    def attention_given(self, x: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+        """(B, L): attention of the query at `place` (B,) to each position, mean over heads and layers."""
+        given = x.new_zeros(x.shape[:2])
+        for layer in self.layer:
+            shares = cast(FusionLayer, layer).attention_map(x, mask).mean(dim=1)
+            given += shares[torch.arange(len(x), device=x.device), place] / len(self.layer)
+            x = layer(x, mask) if layer is not self.layer[-1] else x
+        return given
+
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
     """x: (B, L, D); positions: (B, K) -> (B, K, D)."""

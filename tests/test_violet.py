@@ -486,3 +486,57 @@ def test_the_readmes_table_is_the_tools():
     text = (ROOT / "README.md").read_text()
     _, within, _ = results.split(text, ROOT / "README.md")
     assert within.strip() == results.table(results.cells(within))
+
+
+# -- embeddings
+
+
+@pytest.fixture
+def embedding_run(run, config):
+    """The run's folder, its checkpoint with the heads of embeddings."""
+    model = PretrainModel(**encoder_arguments(config), tasks=("mlm", "vtm", "vtc"))
+    torch.save(model.state_dict(), run / "ckpt_violet_demo-qa_best.pt")
+    return run
+
+
+def test_embeddings_of_videos_and_texts_are_unit_vectors_of_their_tokens(embedding_run):
+    loaded, clip = violet.load(embedding_run), Path("clip.mp4")
+    frames = [np.random.default_rng(i).integers(0, 255, (5, 64, 80, 3), np.uint8) for i in range(20)]
+    pictures = [Image.fromarray(frame) for frame in frames[0]]
+    given = [clip, clip.read_bytes(), *frames, pictures]  # more than a batch
+    found = loaded.embed_video(given)
+    assert found.shape == (23, 256) and found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[22], atol=1e-6)
+    np.testing.assert_allclose(found[7], loaded.embed_video(frames[5])[0], atol=1e-5)
+    tokens = loaded.encode_video(frames[5])
+    patches = tokens.view(3, -1, tokens.shape[1])[:, 1:].flatten(0, 1).mean(dim=0)
+    own = torch.nn.functional.normalize(loaded.network.fc_vtc.video(patches), dim=0)
+    np.testing.assert_allclose(found[7], own.detach(), atol=1e-5)
+    part = loaded.embed_video(clip, start=0.4, end=0.8)
+    assert np.abs(part - found[0]).max() > 1e-3
+    texts = loaded.embed_text(["a red star", "a blue circle moves left", "a"])
+    np.testing.assert_allclose(texts[2], loaded.embed_text("a")[0], atol=1e-5)  # padding is not seen
+    assert texts.shape == (3, 256) and np.abs(texts[0] - texts[1]).max() > 1e-3
+    with pytest.raises(UserError, match="list of strings"):
+        loaded.embed_text([])
+    with pytest.raises(UserError, match="did you mean 'pooled'"):
+        loaded.embed_video(frames[0], features="poled")
+
+
+def test_features_of_the_video_encoder_stand_in_where_there_are_no_embeddings(run, caplog):
+    loaded, picture = violet.load(run), Image.new("RGB", (80, 64))
+    clip = np.random.default_rng(0).integers(0, 255, (5, 64, 80, 3), np.uint8)
+    with caplog.at_level("WARNING", "violet"):
+        pooled = loaded.embed_video([clip, picture])
+    assert "has no fc_vtc" in caplog.text
+    frames = loaded.embed_video([clip, clip], features="frames")
+    width = loaded.network.enc_img.swin.width
+    assert pooled.shape == (2, width) and frames.shape == (2, 3, width)
+    np.testing.assert_allclose(frames[0].mean(axis=0), pooled[0], atol=1e-5)
+    with pytest.raises(UserError, match="holds only videos or only pictures"):
+        loaded.embed_video([clip, picture], features="frames")
+    for embed in (lambda: loaded.embed_text("a"), lambda: loaded.embed_video(clip, features="embedding")):
+        with pytest.raises(UserError, match="has no fc_vtc, without which it cannot make embeddings"):
+            embed()

@@ -16,6 +16,7 @@ from transformers import BertConfig
 from agent import Agent
 from batch import Batch, Mean, Output, rank_of
 from dataset import Loader
+from layers.fusion import visible
 from lib import Config, World
 from media.tokens import Tokens
 from model import MlmHead, Violet, encoder_arguments, matching_head, start
@@ -144,12 +145,24 @@ class MaskModel(QuestionModel):
         self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor, prompt: Tensor | None = None
     ) -> Tensor:
         """video: (B, V, D); text: (B, X, D); mask: (B, X); place: (B,); prompt: (B, P) -> (B, vocabulary)."""
+        video = self.with_task(video, prompt)
+        fused = self.fuse(video, text, mask, video.shape[1] + place[:, None])
+        return self.fc_mtm(rearrange(fused, "b 1 d -> b d"))
+
+    def attention_to_video(
+        self, video: Tensor, text: Tensor, mask: Tensor, place: Tensor, prompt: Tensor | None = None
+    ) -> Tensor:
+        """As `name_word` -> (B, V): the share of [MASK]'s attention that each video token gets."""
+        seen = self.with_task(video, prompt)
+        x, sees = torch.cat([seen, text], dim=1), visible(mask, seen.shape[1])
+        return self.trsfr.attention_given(x, sees, seen.shape[1] + place)[:, : video.shape[1]]
+
+    def with_task(self, video: Tensor, prompt: Tensor | None) -> Tensor:
+        """Video tokens (B, V, D) and behind them the task's token and the prompt, where there are any."""
         if self.task_row is not None:
             token = self.emb_task[self.task_row].to(video.dtype)
             video = torch.cat([video, repeat(token, "d -> b 1 d", b=len(video))], dim=1)
-        video = self.with_prompt(video, prompt)
-        fused = self.fuse(video, text, mask, video.shape[1] + place[:, None])
-        return self.fc_mtm(rearrange(fused, "b 1 d -> b d"))
+        return self.with_prompt(video, prompt)
 
     def forward(self, batch: Batch) -> Output:
         """A batch of `questions.py` with its [MASK] at `place` -> its loss and the best words."""

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Batches, Draw, Loader, Mixture, data_workers
+from batch import Batch
+from dataset import Batches, Draw, Loader, Mixture
 from engine.parallel import AMP
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
@@ -27,14 +28,17 @@ from engine.step import to_device
 from lib import Config, UserError, World, log
 from media.files import atomic_path, hold, leftovers
 from media.tokens import Tokens
+from model import Violet
 from tasks.retrieval.captions import Gallery, read_gallery
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.pages import report, write_page
 from tasks.retrieval.ranking import DEPTHS, both_ways, figures
+from tasks.retrieval.reranking import candidates, combine
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from weights.needs import check_needs
 
-DECIDES = ("size_img", "size_frame", "img_transform", "multi_clip_testing", "amp", "size_batch")  # of scores
+DECIDES: tuple[str, ...] = ("size_img", "size_frame", "img_transform", "multi_clip_testing")  # of scores
+DECIDES += ("amp", "size_batch", "rerank")
 BEST = 5  # candidates that ranks.jsonl names
 
 
@@ -122,7 +126,7 @@ def token_rows(tokens: Tokens, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def encode_texts(model: RetrievalModel, txt: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+def encode_texts(model: Violet, txt: Tensor, mask: Tensor, device: torch.device) -> Tensor:
     """(M, X) -> text tokens (M, X, D) on the device."""
     parts = zip(txt.split(256), mask.split(256), strict=True)
     return torch.cat([model.enc_txt(ids.to(device), part.to(device)) for ids, part in parts])
@@ -130,8 +134,12 @@ def encode_texts(model: RetrievalModel, txt: Tensor, mask: Tensor, device: torch
 
 def score_gallery(
     model: RetrievalModel, config: Config, world: World, tokens: Tokens, gallery: Gallery
-) -> tuple[np.ndarray, Blocks]:
-    """Scores (videos, texts) of all pairs, and their blocks on disk; -inf for a video that cannot be read."""
+) -> tuple[np.ndarray, Blocks, np.ndarray | None]:
+    """Scores (videos, texts), their blocks on disk, and with `rerank` the similarities of the embeddings.
+
+    All pairs are scored; with `rerank` the most similar ones, each of which ranks before all others. The row
+    of a video that cannot be read is -inf.
+    """
     model = model.to(world.device).eval()
     txt, mask = token_rows(tokens, gallery.texts)
     name = f"_scores_{config.task}_{fingerprint(model, config, gallery, txt)}"
@@ -140,20 +148,79 @@ def score_gallery(
     if world.is_main and not config.resume_scores:
         blocks.discard()
     done: list[int] = world.gather(blocks.done() if world.is_main else [])[0]
-    # clips of one video differ in number from those of another
-    remaining = Remaining(
-        len(gallery.clips), 1 if config.multi_clip_testing else config.size_batch, done, world
-    )
+    remaining = remaining_blocks(config, gallery, done, world)
     if done:
         log.info(
             "%d of %d blocks of videos were scored before: %s", len(done), remaining.count, blocks.folder
         )
-    new = score_blocks(model, config, world, gallery, remaining, blocks, (txt, mask))
-    scores: dict[int, np.ndarray] = {}
-    for part in world.gather(new):
-        scores |= part
-    scores |= world.gather({n: blocks.read(n) for n in done} if world.is_main else {})[0]
-    return np.concatenate([scores[number] for number in range(remaining.count)]), blocks
+    similar = similarities(model, config, world, gallery, (txt, mask)) if config.rerank else None
+    chosen = None if similar is None else candidates(similar, config.rerank)
+    new = score_blocks(model, config, world, gallery, remaining, blocks, (txt, mask), chosen)
+    for number in done if world.is_main else []:
+        new[number] = blocks.read(number)
+    scores = joined(new, world)
+    if similar is not None and chosen is not None:
+        scores = combine(scores, similar, chosen)
+    return scores, blocks, similar
+
+
+def remaining_blocks(config: Config, gallery: Gallery, done: list[int], world: World) -> Remaining:
+    """This process's share of the blocks that are not done."""
+    # clips of one video differ in number from those of another
+    videos = 1 if config.multi_clip_testing else config.size_batch
+    return Remaining(len(gallery.clips), videos, done, world)
+
+
+def joined(parts: dict[int, np.ndarray], world: World) -> np.ndarray:
+    """The blocks of all processes, by number, as one array."""
+    found: dict[int, np.ndarray] = {}
+    for part in world.gather(parts):
+        found |= part
+    return np.concatenate([found[number] for number in sorted(found)])
+
+
+def encoded(
+    model: RetrievalModel, config: Config, world: World, gallery: Gallery, remaining: Remaining
+) -> Iterator[tuple[int, Batch, Tensor]]:
+    """Of each of this process's blocks its number, its batch and its video tokens (N, V, D)."""
+    mixture = Mixture({"videos": gallery.clips}, config.seed, train=False)
+    pin = world.device.type != "cpu"
+    loader = Loader(mixture, remaining, data_workers(config, world), config.max_bad_ratio, pin)
+    loader.start_worker = leave_signals
+    for number, batch in zip(remaining.numbers, loader.epoch(0), strict=True):
+        with autocast(config, world):
+            video = model.average(to_device(batch, world.device)["img"], config.size_batch)
+        yield number, batch, video
+
+
+def autocast(config: Config, world: World) -> torch.autocast:
+    """The precision of the encoders."""
+    dtype = AMP.get(config.amp, torch.float32)
+    return torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32)
+
+
+@torch.inference_mode()
+def similarities(
+    model: RetrievalModel, config: Config, world: World, gallery: Gallery, words: tuple[Tensor, Tensor]
+) -> np.ndarray:
+    """The inner products (videos, texts) of all embeddings; -inf for a video that cannot be read.
+
+    Videos are encoded here, and once more where their pairs are scored, so that memory holds one block.
+    """
+    assert model.fc_vtc is not None
+    parts = zip(*(rows.to(world.device).split(256) for rows in words), strict=True)
+    with autocast(config, world):
+        texts = torch.cat([model.embed_text(model.enc_txt(ids, mask), mask) for ids, mask in parts])
+    remaining = remaining_blocks(config, gallery, [], world)
+    found = {}
+    videos = encoded(model, config, world, gallery, remaining)
+    bar = tqdm(videos, "embeddings", len(remaining), unit="block", disable=not world.is_main)
+    for number, batch, video in bar:
+        with autocast(config, world):
+            own = model.fc_vtc.of_video(video, config.size_frame)
+        found[number] = (own @ texts.T).float().cpu().numpy()
+        found[number][~batch["valid"].numpy()] = -np.inf
+    return joined(found, world)
 
 
 @torch.inference_mode()
@@ -165,31 +232,36 @@ def score_blocks(
     remaining: Remaining,
     blocks: Blocks,
     words: tuple[Tensor, Tensor],
+    chosen: np.ndarray | None,
 ) -> dict[int, np.ndarray]:
-    """Score this process's blocks, writing each at once; texts are sorted by length internally."""
+    """Score this process's blocks, writing each at once; texts are sorted by length internally.
+
+    `chosen` (videos, texts) tells which pairs; None: all.
+    """
     dtype, device = AMP.get(config.amp, torch.float32), world.device
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     order = words[1].sum(dim=1).argsort(stable=True)
     txt, mask = (rows[order] for rows in words)
     lengths = mask.sum(dim=1)
-    with autocast:
+    with autocast(config, world):
         text = encode_texts(model, txt, mask, device)
     scorer, mask = PairScorer(model, dtype), mask.to(device)
     length = config.size_frame * (1 + (config.size_img // config.size_patch) ** 2) + txt.shape[1]
     pairs = config.pair_batch or pairs_at_once(model, length, dtype, device)
-    mixture = Mixture({"videos": gallery.clips}, config.seed, train=False)
-    workers, pin = data_workers(config, world), device.type != "cpu"
-    loader = Loader(mixture, remaining, workers, config.max_bad_ratio, pin)
-    loader.start_worker = leave_signals
-    total = sum(map(len, remaining.mine)) * len(gallery.texts)
+    mine = [draw.index for block in remaining.mine for draw in block]
+    total = len(mine) * len(gallery.texts) if chosen is None else int(chosen[mine].sum())
     found = {}
     with tqdm(total=total, desc="scores", unit="pair", unit_scale=True, disable=not world.is_main) as bar:
-        for number, batch in zip(remaining.numbers, loader.epoch(0), strict=True):
-            with autocast:
-                video = model.average(to_device(batch, device)["img"], config.size_batch)
-            block = np.empty((len(video), len(gallery.texts)), np.float32)
-            found_here = all_pairs(scorer, video, text, mask, pairs, bar.update, lengths)
-            block[:, order.numpy()] = found_here.cpu().numpy()
+        for number, batch, video in encoded(model, config, world, gallery, remaining):
+            block = np.full((len(video), len(gallery.texts)), -np.inf, np.float32)
+            if chosen is None:
+                scores = all_pairs(scorer, video, text, mask, pairs, bar.update, lengths)
+                block[:, order.numpy()] = scores.cpu().numpy()
+            else:
+                for row, index in enumerate(batch["index"].tolist()):
+                    columns = torch.from_numpy(chosen[index])[order].nonzero()[:, 0]
+                    given = (video[row : row + 1], text[columns.to(device)], mask[columns.to(device)])
+                    scores = all_pairs(scorer, *given, pairs, bar.update, lengths[columns])
+                    block[row, order[columns].numpy()] = scores[0].cpu().numpy()
             block[~batch["valid"].numpy()] = -np.inf
             blocks.write(number, block)
             found[number] = block
@@ -235,22 +307,36 @@ def write_results(
 
 
 def report_figures(
-    config: Config, folder: Path, gallery: Gallery, scores: np.ndarray
+    config: Config, folder: Path, gallery: Gallery, scores: np.ndarray, similar: np.ndarray | None
 ) -> dict[str, float | str]:
-    """Write the files of an evaluation to its run folder, and log its figures."""
+    """Write the files of an evaluation to its run folder, and log its figures.
+
+    After re-ranking, figures of the embeddings alone (`similar`) stand beside.
+    """
     found = figures(scores, np.array(gallery.owner))
     rows = rank_rows(scores, gallery)
     row: dict[str, float | str] = {"split": gallery.split, **found}
+    if similar is not None:
+        alone = figures(similar, np.array(gallery.owner))
+        row |= {f"embedding_{key}": alone[key] for key in alone if key.startswith(("t2v_", "v2t_"))}
+        row |= {"fused_pairs": int(candidates(similar, config.rerank).sum()), "all_pairs": scores.size}
+        log_recall(f"{gallery.split}, embeddings alone", alone)
+        log.info("re-ranked: %d of %d pairs were fused", row["fused_pairs"], scores.size)
     write_results(folder, scores, rows, row)
     write_page(folder / "retrieval.html", config.task, report(rows, found, gallery.clips.frames))
     if found["not_finite"]:
         log.error("%d scores are not finite: their pairs count as not found", found["not_finite"])
+    log_recall(gallery.split, found)
+    log.info("chance of R@1: %.2f %%; written to %s", 100 / found["videos"], folder)
+    return row
+
+
+def log_recall(title: str, found: Mapping[str, float]) -> None:
+    """A line for each direction."""
     for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
         shares = "  ".join(f"R@{depth} {found[f'{way}_r{depth}']:.1%}" for depth in DEPTHS)
         ranks = (found[f"{way}_median"], found[f"{way}_mean"])
-        log.info("%s, %s: %s  median rank %g  mean %.1f", gallery.split, name, shares, *ranks)
-    log.info("chance of R@1: %.2f %%; written to %s", 100 / found["videos"], folder)
-    return row
+        log.info("%s, %s: %s  median rank %g  mean %.1f", title, name, shares, *ranks)
 
 
 def evaluate(config: Config, world: World) -> dict[str, float | str] | None:
@@ -258,12 +344,13 @@ def evaluate(config: Config, world: World) -> dict[str, float | str] | None:
     check_needs(config, world)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
     gallery = read_gallery(config)
-    model = RetrievalModel.from_config(dataclasses.replace(config, size_epoch=0))  # nothing is trained
+    # nothing is trained, and embeddings are read where they choose the pairs
+    model = RetrievalModel.from_config(dataclasses.replace(config, size_epoch=0, vtc=config.rerank > 0))
     tokens.check(model.enc_txt.vocabulary, model.enc_txt.positions)
     folder = make_run_folder(config, world)
-    scores, blocks = score_gallery(model, config, world, tokens, gallery)
+    scores, blocks, similar = score_gallery(model, config, world, tokens, gallery)
     if not world.is_main:
         return None
-    found = report_figures(config, folder, gallery, scores)
+    found = report_figures(config, folder, gallery, scores, similar)
     blocks.remove()  # scores.npy has them all
     return found

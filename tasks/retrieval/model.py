@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from batch import Batch, Mean, Output, best_alone
+from engine.parallel import gather
+from layers.embedding import Embedding
 from lib import Config, World
 from model import Violet, encoder_arguments, matching_head, start
 from video_swin import Size
@@ -28,7 +28,8 @@ class RetrievalModel(Violet):
     With `pair_batch` so many pairs are fused at a time and their activations computed again in the backward
     pass, and videos are encoded `sqrt(pair_batch)` at a time in the same way: a batch of any size trains in
     about the memory of one of that many clips. With a `world`, the other processes' videos and texts are
-    paired too.
+    paired too. With `vtc` embeddings are trained beside (`fc_vtc`), on the batches of all processes of
+    `vtc_world`.
     """
 
     def __init__(
@@ -39,11 +40,15 @@ class RetrievalModel(Violet):
         temperature: float = 0.05,
         pair_batch: int = 0,
         world: World | None = None,
+        vtc: bool = False,
+        vtc_world: World | None = None,
         **encoders: Any,
     ) -> None:
         super().__init__(fusion, text, vis_size, **encoders)
         self.temperature, self.pair_batch, self.world = temperature, pair_batch, world
         self.fc = matching_head(fusion)
+        if vtc:
+            self.fc_vtc, self.vtc_world = Embedding(fusion.hidden_size), vtc_world
 
     @classmethod
     def from_config(cls, config: Config, world: World | None = None) -> "RetrievalModel":
@@ -53,8 +58,10 @@ class RetrievalModel(Violet):
             temperature=config.temp,
             pair_batch=config.pair_batch,
             world=world if config.gather_negatives else None,
+            vtc=config.vtc,
+            vtc_world=world,
         )
-        start(model, config, ["fc"])
+        start(model, config, ["fc", "fc_vtc"] if config.vtc else ["fc"])
         return model
 
     def videos(self, img: Tensor) -> Tensor:
@@ -112,7 +119,10 @@ class RetrievalModel(Violet):
         other = own[:, None] != torch.arange(len(videos), device=own.device)
         same = (batch["video"][:, None] == videos) & other
         by_video, by_text = (s.float().masked_fill(same, -torch.inf) for s in (by_video, by_text))
-        return self.judge(by_video, by_text, own, batch["valid"])
+        output = self.judge(by_video, by_text, own, batch["valid"])
+        if self.fc_vtc is not None:
+            self.contrast(video, text, batch, output, self.vtc_world)
+        return output
 
     def judge(self, by_video: Tensor, by_text: Tensor, own: Tensor, valid: Tensor) -> Output:
         """The sum of the softmax losses both ways.
@@ -134,12 +144,3 @@ class RetrievalModel(Violet):
                 "among": [by_text.shape[1]] * len(own),
             }
         return output
-
-
-def gather(rows: Tensor, world: World) -> Tensor:
-    """(N, ...) -> (processes x N, ...), in order of rank, with gradients across processes."""
-    if not rows.is_floating_point():
-        parts = [torch.empty_like(rows) for _ in range(world.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-    return torch.cat(all_gather(rows.contiguous()))

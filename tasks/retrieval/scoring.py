@@ -12,7 +12,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from layers.fusion import FusionEncoder, visible
-from tasks.retrieval.model import RetrievalModel
+from model import Violet
 
 CPU_BYTES = 1 << 27  # of a chunk's activations: more than the caches hold only makes it wait for memory
 MOST_TOKENS = 1 << 17  # of a chunk on an accelerator: more makes it no faster
@@ -21,8 +21,8 @@ MOST_TOKENS = 1 << 17  # of a chunk on an accelerator: more makes it no faster
 class PairScorer:
     """The model's transformer and `fc`, frozen, in one precision; for inference alone."""
 
-    def __init__(self, model: RetrievalModel, dtype: torch.dtype = torch.float32) -> None:
-        parts = nn.ModuleList([model.trsfr, model.fc])
+    def __init__(self, model: Violet, dtype: torch.dtype = torch.float32) -> None:
+        parts = nn.ModuleList([model.trsfr, cast(nn.Module, model.fc)])
         parts = parts if dtype == torch.float32 else copy.deepcopy(parts).to(dtype)
         self.dtype, self.trsfr, self.fc = dtype, cast(FusionEncoder, parts[0]), parts[1]
 
@@ -46,7 +46,7 @@ def pairs_of(video: Tensor, text: Tensor) -> Tensor:
     return torch.cat([videos, texts], dim=1)
 
 
-def pairs_at_once(model: RetrievalModel, tokens: int, dtype: torch.dtype, device: torch.device) -> int:
+def pairs_at_once(model: Violet, tokens: int, dtype: torch.dtype, device: torch.device) -> int:
     """The number of pairs of so many tokens that fit into memory at a time."""
     layer: Any = model.trsfr.layer[0]
     width, inner = layer.output["dense"].out_features, layer.output["dense"].in_features

@@ -82,6 +82,7 @@ def pretrain_batch(size: int = 8) -> dict:
         "positions": positions,
         "negatives": torch.tensor([n + i - i % (size // 4) for i, n in enumerate(other)])[:, None],
         "id": [str(i) for i in range(size)],
+        "video": torch.tensor([0, *range(1, size - 1), 0]),  # two of different halves are of one video
     }
 
 
@@ -114,6 +115,7 @@ def question_batch(size: int = 8) -> dict:
 
 
 BATCHES = {"pretrain": pretrain_batch, "questions": question_batch, "retrieval": caption_batch}
+BATCHES |= {"pretrain, vtc": pretrain_batch, "retrieval, vtc": caption_batch}
 
 
 def shares(batch: dict, rank: int, processes: int, accumulate: int) -> list[dict]:
@@ -134,10 +136,13 @@ def make(kind: str, use_checkpoint: bool, world: World = ALONE) -> nn.Module:
     arguments = (tiny_bert(), tiny_bert(), SWIN)
     if kind == "questions":
         return ChoiceModel(*arguments, use_checkpoint=use_checkpoint).double()
-    if kind == "retrieval":
-        return RetrievalModel(*arguments, world=world, pair_batch=5 if world.size > 1 else 0).double()
-    model = PretrainModel(*arguments, targets=["pixel", "hog"], use_checkpoint=use_checkpoint)
-    return model.double()
+    if kind.startswith("retrieval"):
+        pair_batch, shared = 5 if world.size > 1 else 0, {"vtc": True, "vtc_world": world}
+        given = shared if kind.endswith("vtc") else {}
+        return RetrievalModel(*arguments, world=world, pair_batch=pair_batch, **given).double()
+    tasks = ["mlm", "vtm", "mvm", *(["vtc"] if kind.endswith("vtc") else [])]
+    given = {"tasks": tasks, "targets": ["pixel", "hog"], "use_checkpoint": use_checkpoint, "world": world}
+    return PretrainModel(*arguments, **given).double()
 
 
 def five_steps(folder: Path, world: World, kind: str, values: dict) -> dict[str, dict]:
@@ -189,6 +194,8 @@ def on_two_processes(work) -> None:
         ("pretrain", list(WAYS)),
         ("questions", ["ddp", "zero1", "fsdp, accumulated, activation checkpointing"]),
         ("retrieval", ["ddp", "zero1", "fsdp"]),
+        ("pretrain, vtc", ["ddp", "zero1", "fsdp"]),
+        ("retrieval, vtc", ["ddp", "fsdp"]),
     ],
 )
 def test_two_processes_train_as_one_whatever_they_share(tmp_path, kind, ways):

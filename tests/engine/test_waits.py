@@ -153,7 +153,8 @@ def test_pretraining(on_meta, tmp_path, name, amp):
         bert = tiny_bert(dropout=0.1)
         teacher = teacher_of(name)
         given = {name: teacher} if teacher else {}
-        model = PretrainModel(bert, bert, SWIN, targets=[name], teachers=given)
+        tasks = ["mlm", "vtm", "mvm", *(["vtc"] if name == "pixel" else [])]
+        model = PretrainModel(bert, bert, SWIN, tasks, targets=[name], teachers=given)
     config = Config(mvm_target=[name], pretrain_masks=["rm", "bm"], p_mask=0.4)
     tokens: Any = type("Words", (), {"special": SPECIAL})
     prepare = functools.partial(mask, model=model, config=config, tokens=tokens)

@@ -21,6 +21,7 @@ from tasks.retrieval.captions import read_gallery
 from tasks.retrieval.evaluation import Blocks
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.ranking import both_ways
+from tasks.retrieval.reranking import candidates, combine
 from tasks.retrieval.scoring import PairScorer, all_pairs, chunks
 from tests.conftest import SWIN, WORDS, demo_network, run_script, tiny_bert, write_videos
 from tests.test_agent import free_port, lines
@@ -393,6 +394,55 @@ def test_every_epoch_is_ranked_on_val_and_the_best_on_test(monkeypatch, argument
         path.unlink()
     with pytest.raises(UserError, match="train with --keep_epochs"):
         rank_epochs.main([str(folder)])
+
+
+# -- re-ranking
+
+
+def test_candidates_are_the_most_similar_both_ways_and_rank_before_all_others():
+    similar = np.array([[0.9, 0.1, 0.2], [0.8, 0.7, 0.0], [-0.5, 0.3, 0.1], [-np.inf] * 3])
+    chosen = candidates(similar, 1)
+    want = [[True, False, True], [True, False, False], [False, True, False], [False] * 3]
+    want[1][1] = True  # text 1 finds video 1, whose own best text is 0
+    assert chosen.tolist() == want
+    scores = np.where(chosen, [[1.0, 0, -7.0], [3.0, 2.0, 0], [0, np.nan, 0], [0, 0, 0]], 99.0)
+    ranked = combine(scores, similar, chosen)
+    assert ranked[chosen & np.isfinite(scores)].tolist() == [1.0, -7.0, 3.0, 2.0]
+    others = ranked[~chosen & np.isfinite(similar)]
+    assert others.max() < -7.0
+    assert (np.argsort(others) == np.argsort(similar[~chosen & np.isfinite(similar)])).all()
+    assert np.isneginf(ranked[3]).all() and np.isnan(ranked[2, 1])
+    assert candidates(similar, 99).sum() == 9
+
+
+def test_reranking_fuses_the_most_similar_pairs_alone(monkeypatch, arguments):
+    given = [*arguments, "--max_steps", "2", "--lr", "1e-2", "--vtc"]
+    folder = run_script(monkeypatch, main_retrieval_tsv, given)
+    given = [*arguments, "--path_ckpt", str(folder)]
+    whole = np.load(run_script(monkeypatch, eval_retrieval_tsv, given) / "scores.npy")
+    everything = run_script(monkeypatch, eval_retrieval_tsv, [*given, "--rerank", "8"])
+    np.testing.assert_allclose(np.load(everything / "scores.npy"), whole, rtol=0, atol=1e-5)
+    fused = []
+    scores = PairScorer.scores
+    monkeypatch.setattr(
+        PairScorer, "scores", lambda self, v, t, m: (fused.append(len(v) * len(t)), scores(self, v, t, m))[1]
+    )
+    out = run_script(monkeypatch, eval_retrieval_tsv, [*given, "--rerank", "2"])
+    found = np.load(out / "scores.npy")
+    (figures,) = lines(out / "eval.jsonl")
+    assert figures["fused_pairs"] == sum(fused) < figures["all_pairs"] == 64
+    (same,) = lines(everything / "eval.jsonl")
+    for name in ("embedding_t2v_r1", "embedding_v2t_mean"):  # whatever is fused
+        assert figures[name] == same[name]
+    best = np.sort(found, axis=0)[-2:]  # of each text both candidates, at least, rank first
+    assert np.isin(best.round(5), whole.round(5)).all()
+    log = (out / "log.txt").read_text()
+    assert "embeddings alone, text to video" in log and f"{sum(fused)} of 64 pairs were fused" in log
+
+
+def test_a_checkpoint_without_embeddings_cannot_rerank(monkeypatch, trained):
+    with pytest.raises(UserError, match="has no fc_vtc"):
+        run_script(monkeypatch, eval_retrieval_tsv, [*trained, "--rerank", "2"])
 
 
 def test_weights_that_are_not_numbers_are_refused(monkeypatch, trained):

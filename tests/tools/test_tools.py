@@ -13,6 +13,7 @@ from demo import run as run_demo
 from demo import scores as demo_scores
 from lib import Config, UserError
 from model import PretrainModel
+from tasks import pictures
 from tests.conftest import SWIN, demo_network, noise_teachers, tiny_bert, write_corpus
 from video_swin import SIZES, VideoSwin
 from weights.swin import load_backbone
@@ -64,28 +65,28 @@ def test_pictures_of_a_video_file_and_of_other_targets(tmp_path, config, capsys)
 
 
 def test_what_is_seen_is_left_as_it_is():
-    names = [name for name in show_mvm.COLOURS if name != "optical_flow"]
+    names = [name for name in pictures.COLOURS if name != "optical_flow"]
     model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=names, teachers=noise_teachers()).eval()
     txt = torch.full((1, 4), 9)
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1, 0] = True
     img = torch.randn(1, 1, 3, 64, 64)
     batch = {"img": img, "masked_txt": txt, "mask": torch.ones_like(txt), "mvm_mask": mask}
-    for name, (made, truth) in show_mvm.reconstruct(model, batch).items():
+    for name, (made, truth) in pictures.reconstruct(model, batch).items():
         changed = (made != truth).any(2)[0, 0]
         half = changed.shape[0] // 2
         assert changed[half:, :half].float().mean() > 0.9, name
         assert changed.sum() == changed[half:, :half].sum(), name
 
 
-@pytest.mark.parametrize("name", show_mvm.COLOURS)
+@pytest.mark.parametrize("name", pictures.COLOURS)
 def test_colours_mean_the_same_in_both_pictures(name):
     channels = {"pixel": 3, "hog": 1, "depth": 1, "optical_flow": 2, "vq": 1}.get(name, 20)
     truth = torch.randn(2, 3, channels, 8, 8)
     truth = (truth.abs() * 50).long().float() if name == "vq" else truth
     made = truth.clone()
     made[0, 0, :, :4] = 2 * made[0, 0, :, :4]  # half a picture is twice too strong, the rest is right
-    ours, theirs = show_mvm.COLOURS[name](made, truth)
+    ours, theirs = pictures.COLOURS[name](made, truth)
     assert ours.shape == theirs.shape == (2, 3, 8, 8, 3)
     assert 0 <= ours.min() <= ours.max() <= 1
     assert np.array_equal(ours[0, 0, 4:], theirs[0, 0, 4:])
@@ -96,7 +97,7 @@ def test_colours_mean_the_same_in_both_pictures(name):
 def test_flow_to_the_right_is_red_and_no_flow_white():
     flow = torch.zeros(1, 1, 2, 1, 2)
     flow[..., 0, 0, 0] = 5.0
-    assert show_mvm.wheel(flow, flow)[1][0, 0, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert pictures.wheel(flow, flow)[1][0, 0, 0].tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
 def test_chance_is_the_best_that_a_constant_reaches(tmp_path, config):
