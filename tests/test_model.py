@@ -339,3 +339,12 @@ def test_patches_are_hidden_only_where_they_are_asked_for(tmp_path, bert_folder,
     batch = pretraining.mask(given, torch.Generator().manual_seed(0), model, config, tokens)
     assert batch["mvm_mask"].any().item() is ("mvm" in tasks)
     assert (batch["ans_mlm"] >= 0).any()
+
+
+@torch.inference_mode()
+def test_the_attention_that_all_queries_give_is_that_which_positions_receive(tiny_model):
+    x, mask = torch.randn(2, 7, 32), torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[1, ..., 5:] = False
+    given = [tiny_model.trsfr.attention_given(x, mask, torch.full((2,), place)) for place in range(7)]
+    torch.testing.assert_close(2 * sum(given), tiny_model.trsfr.attention_received(x, mask))
+    torch.testing.assert_close(given[0].sum(dim=1), torch.ones(2))
