@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batch import Batch
-from dataset import Batches, Draw, Loader, Mixture
+from dataset import Batches, Draw, Loader, Mixture, data_workers
 from engine.parallel import AMP
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
