@@ -4,8 +4,7 @@
     python app.py --checkpoint _snapshot/_pretrain_TIME --videos FOLDER
 
 A checkpoint of pre-training serves all three tabs; one of a task serves those that it was trained for. The
-page is at http://127.0.0.1:7860, for this machine alone unless `--host` says otherwise. In under a minute on
-a laptop, after `make demo`:
+page is at http://127.0.0.1:7860, for this machine alone unless `--host` says otherwise. After `make demo`:
 
     python app.py --checkpoint _snapshot/demo/pretraining/_pretrain_TIME --videos _data/demo/test
 """

@@ -3,11 +3,9 @@
 Shapes: B videos or texts, T frames of S x S pixels, X text tokens.
 """
 
-import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -85,16 +83,14 @@ def programs(network: Violet, frames: int, size_img: int, size_txt: int) -> Iter
         yield "text_embedding", TextEmbedding(network), (ids, mask)
 
 
-@contextlib.contextmanager
-def contiguous_attention() -> Iterator[None]:
-    """Inside, attention gives contiguous tensors: the layout of its fused kernels is not that of ONNX."""
-    attention = F.scaled_dot_product_attention
-
-    def contiguous(*given: Any, **options: Any) -> Tensor:
-        return attention(*given, **options).contiguous()
-
-    with mock.patch.object(F, "scaled_dot_product_attention", contiguous):
-        yield
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Attention by its formula: the memory layout of the fused kernels' outputs is not that of ONNX."""
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1) @ value
 
 
 def export(
@@ -105,7 +101,7 @@ def export(
     for name, module, example in programs(network.eval(), frames, size_img, size_txt):
         batch = torch.export.Dim("batch", min=1, max=4096)
         shapes = tuple({0: batch} for _ in example)
-        with contiguous_attention():
+        with mock.patch.object(F, "scaled_dot_product_attention", plain_attention):
             program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
         buffer = io.BytesIO()  # to a file it writes under a name in .pt2 alone
         torch.export.save(program, buffer)
