@@ -32,6 +32,7 @@ from engine.parallel import (
 )
 from engine.processes import Agreement
 from engine.profiling import Profile, peak_memory
+from engine.protocol import checkpoint, settings
 from engine.recorder import Averages, Recorder
 from engine.resume import (
     AGAIN,
@@ -330,8 +331,19 @@ class Agent:
                 found = self.evaluate(loader, name or str(epoch), split)
                 figures |= {prefix + name: value for name, value in found.items()}
         if figures:
-            self.recorder.evaluation(self.step, epoch, figures)
+            protocol = self.protocol(loaders) if self.world.is_main else {}
+            self.recorder.evaluation(self.step, epoch, figures, protocol)
         return figures
+
+    def protocol(self, loaders: Mapping[str, Loader]) -> dict[str, Any]:
+        """What an evaluation of these splits measures, and how."""
+        return {
+            **settings(self.config, self.precision),
+            "checkpoint": checkpoint(self.config, self.step),
+            "data": {
+                name: source for loader in loaders.values() for name, source in loader.sources().items()
+            },
+        }
 
     @torch.inference_mode()
     def evaluate(self, loader: Loader, name: str, split: str = "") -> dict[str, float]:

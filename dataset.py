@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from lib import Config, UserError, World, log
 from masking import NEGATIVES
 from media.corpus_files import named_files, yaml_path
-from media.files import check_file, parse_json, read_yaml, reading
+from media.files import check_file, digest, parse_json, read_yaml, reading
 from media.frames import Transform, read_clip, row_frames
 from media.tokens import Tokens
 from media.tsv import BadRow, Tsv, read_numbers
@@ -49,6 +49,10 @@ class Corpus(Protocol):
         """The sample that replaces an unreadable one in evaluation, with `valid` False."""
         ...
 
+    def source(self) -> dict[str, Any]:
+        """The file that the samples are from, by name and SHA-256, and their numbers: for the protocol."""
+        ...
+
 
 class PretrainCorpus:
     """Pairs of a clip (or a picture, which is a clip of one frame) and a caption, as a YAML lists them."""
@@ -70,6 +74,7 @@ class PretrainCorpus:
         composite = bool(content.get("composite", False))
         self.images = [Tsv(file) for file in self._files(content, "img", composite)]
         self.captions = [Tsv(file) for file in self._files(content, "caption", composite)]
+        self.listed = self.path  # the file that lists the pairs
         self.pairs = self._read_pairs(content, composite)
         if self.is_image and "image" not in content:
             self._check_is_image(name)
@@ -114,7 +119,7 @@ class PretrainCorpus:
             sources = [np.full(len(r), i) for i, r in enumerate(rows)]
             pairs = np.stack([np.concatenate(sources), np.concatenate(rows)], axis=1)
             return np.pad(pairs, ((0, 0), (0, 1)))
-        path = self._files(content, "caption_linelist", composite=False)[0]
+        self.listed = path = self._files(content, "caption_linelist", composite=False)[0]
         columns = 3 if composite else 2
         with reading(path, f"rows of {columns} whole numbers", "make it again; see _data/README.md"):
             check_file(path, most=1 << 32)
@@ -209,6 +214,10 @@ class PretrainCorpus:
     def first_pairs(self) -> np.ndarray:
         """The number of each clip's first pair."""
         return np.unique(self.pairs[:, :2], axis=0, return_index=True)[1]
+
+    def source(self) -> dict[str, Any]:
+        """See `Corpus.source`: the file of the pairs, else of the captions."""
+        return {"file": self.listed.name, "sha256": digest(self.listed), "samples": len(self)}
 
     def blank(self, index: int) -> dict[str, Any]:
         """The stand-in for a pair that cannot be read in evaluation."""
@@ -399,6 +408,11 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Of each corpus that can tell: see `Corpus.source`."""
+        corpora = self.dataset.corpora.items()
+        return {name: corpus.source() for name, corpus in corpora if hasattr(corpus, "source")}
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
         """The batches of an epoch but the first `skip`, of which none is read.

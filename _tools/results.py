@@ -4,8 +4,10 @@
     python eval_retrieval_tsv.py --config _args/_best/args_msrvtt-retrieval.json
     python _tools/results.py --write README.md
 
-The newest run folder (default: in `_snapshot/`) that evaluated the config of `_args/_best/` with `size_epoch`
-0, or ranked its test split, fills the row of its task. Other rows keep their content.
+The newest run folder (default: in `_snapshot/`) that evaluated the released checkpoint by the published
+protocol fills the row of its task: without training, with the config of `_args/_best/`, on as many samples as
+the published test split has. Of every other folder the program says why it does not count. Other rows keep
+their content.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import root  # noqa: F401
+from _tools.annotations import TASKS
 from _tools.convert.marked import END, START, split
 from lib import run_script
 from media.files import atomic_path
@@ -48,38 +51,69 @@ def table(here: dict[str, str]) -> str:
 
 
 def found_in(folders: Iterable[Path]) -> dict[str, str]:
-    """Scores of evaluations by task; the latest folder counts."""
-    here = {}
+    """Scores of evaluations by task; the latest folder counts. Prints why others do not."""
+    here: dict[str, str] = {}
+    protocols: dict[str, tuple[Path, Any]] = {}
     for folder in sorted(folders, key=lambda path: path.name.rsplit("_", 1)[-1]):
         try:
-            config = json.loads((folder / "args.json").read_text())
-            figures = json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            continue  # a run without an evaluation
-        for task in PUBLISHED:
-            if evaluates(config, task) and (cell := cell_of(figures)):
-                here[task] = cell
+            config, row = read_run(folder)
+            task = task_of(config)
+            check(config, row, task)
+            measured = row["protocol"]
+            first, before = protocols.setdefault(task, (folder, measured))
+            if unlike := [key for key in measured if measured[key] != before.get(key)]:
+                raise DoesNotCount(f"its protocol is not that of {first.name}: {', '.join(unlike)}")
+        except DoesNotCount as error:
+            print(f"{folder}: not counted, {error}")
+            continue
+        here[task] = cell_of(row)
     return here
 
 
-def evaluates(config: dict[str, object], task: str) -> bool:
-    """Whether a run evaluated the released checkpoint of a task as its config says, and trained nothing.
+class DoesNotCount(Exception):
+    """Why a run does not fill a row of the table."""
 
-    eval_retrieval_tsv.py never trains; the others do unless `size_epoch` is 0.
-    """
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a run and its last evaluation; raises `DoesNotCount`."""
+    try:
+        config = json.loads((folder / "args.json").read_text())
+        return config, json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        raise DoesNotCount("it has no evaluation") from error
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """The row of the table that a run's config belongs to; raises `DoesNotCount`."""
+    for task in PUBLISHED:
+        if json.loads((BEST / f"args_{task}.json").read_text())["task"] == config.get("task"):
+            return task
+    raise DoesNotCount(f"the table has no task {config.get('task')!r}")
+
+
+def check(config: dict[str, Any], row: dict[str, Any], task: str) -> None:
+    """Raise `DoesNotCount` unless a run evaluated a task's released checkpoint by the published protocol."""
     best = json.loads((BEST / f"args_{task}.json").read_text())
-    same = ("task", "path_ckpt", "size_img", "size_frame", "size_txt", "data_dir", "dataset")
-    protocol = {
-        "multi_clip_testing": True,
-        "text_rules": "published",
-        "eval_split": "test",
-        "mask_pos": "append",
-    }
-    if any(config.get(key) != best[key] for key in same):
-        return False
-    if any(config.get(key) != best.get(key, value) for key, value in protocol.items()):
-        return False
-    return best["type"] == "retrieval" or config.get("size_epoch") == 0
+    wanted = {"text_rules": "published", "mask_pos": "append", **best}
+    keys = ["path_ckpt", "dataset", "size_img", "size_frame", "size_txt", "text_rules", "mask_pos"]
+    if best["type"] == "retrieval":  # eval_retrieval_tsv.py, which never trains
+        wanted |= {"multi_clip_testing": True, "eval_split": "test", "rerank": 0}
+        keys += ["multi_clip_testing", "eval_split", "rerank"]
+    else:
+        wanted["size_epoch"] = 0
+        keys.append("size_epoch")
+    for key in keys:
+        if config.get(key) != wanted[key]:
+            raise DoesNotCount(f"its {key} is {config.get(key)!r}, the protocol's {wanted[key]!r}")
+    if not cell_of(row):
+        raise DoesNotCount("its last evaluation is not of the test split")
+    data = row.get("protocol", {}).get("data", {}).get("test")
+    if data is None:
+        raise DoesNotCount("its evaluation does not say its protocol; evaluate again")
+    published = TASKS[task].published["test"]
+    samples = data["videos"] if task.startswith("didemo") else data["samples"]
+    if samples != published:
+        raise DoesNotCount(f"it was measured on {samples} samples, the published test split has {published}")
 
 
 def cell_of(figures: dict[str, Any]) -> str:

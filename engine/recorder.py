@@ -144,20 +144,24 @@ class Recorder:
         self.window, self.seen = [], []
         self.samples, self.waited, self.since = 0, 0.0, now
 
-    def evaluation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """Write the figures of an evaluation; the clock of the next training steps starts after it."""
-        self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval")
+    def evaluation(
+        self, step: int, epoch: int, figures: dict[str, float], protocol: dict[str, Any] | None = None
+    ) -> None:
+        """Write an evaluation's figures and protocol; the clock of the next steps starts after it."""
+        self._write("eval.jsonl", {"step": step, "epoch": epoch, **figures}, "eval", protocol)
         shown = {name: value if isinstance(value, int) else f"{value:.4f}" for name, value in figures.items()}
         text = "  ".join(f"{name} {value}" for name, value in shown.items())
         log.info("evaluation, step %d: %s", step, text)
         self.since = time.perf_counter()
 
-    def _write(self, file: str, row: dict[str, float], group: str) -> None:
+    def _write(
+        self, file: str, row: dict[str, float], group: str, protocol: dict[str, Any] | None = None
+    ) -> None:
         if not self.world.is_main:
             return
         named = {f"{group}/{name}": value for name, value in row.items() if name not in ("step", "epoch")}
         try:
-            append(self.folder / file, json.dumps(row) + "\n")
+            append(self.folder / file, json.dumps(row | ({"protocol": protocol} if protocol else {})) + "\n")
         except OSError as error:
             log.error("%s: figures could not be written (%s): the run continues.", self.folder / file, error)
         with self._on_board():

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -71,6 +72,12 @@ def disk_error(error: BaseException) -> int | None:
             return number
         behind = behind.__cause__ or behind.__context__
     return None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 from batch import Batch, Output
 from dataset import Batches, Collate, Corpus, Loader, Mixture, data_workers
 from lib import Config, UserError, World, log
-from media.files import read_json
+from media.files import digest, read_json
 from media.frames import Transform, read_clip
 from media.tokens import Tokens
 from media.tsv import BadRow, Videos
@@ -130,6 +130,19 @@ class Questions(ABC):
     prompt: ClassVar[str] = ""
     text_per_option: ClassVar[bool] = False
     has_options: ClassVar[bool] = False
+
+    def source(self) -> dict[str, Any]:
+        """See `dataset.Corpus.source`; of the split, with its videos and those that are missing."""
+        videos = {str(item["video"]) for item in self.items}
+        missing = sum(name not in self.videos for name in videos)
+        return {
+            "file": self.annotation.path.name,
+            "sha256": digest(self.annotation.path),
+            "split": self.split,
+            "samples": len(self.items),
+            "videos": len(videos),
+            "missing_videos": missing,
+        }
 
     def __post_init__(self) -> None:
         """Tokenise everything, and leave questions without a video out of training."""

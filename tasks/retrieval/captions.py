@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from batch import Batch, Output
 from dataset import Loader
 from lib import Config, UserError, World, log
+from media.files import digest
 from media.frames import Frames, Transform, read_clip, read_clips, row_frames
 from media.tokens import Tokens
 from media.tsv import BadRow, Videos
@@ -100,6 +101,10 @@ class Clips:
         """The frames of a video's row; raises `BadRow`."""
         return row_frames(self.videos[name], self.videos.tsv.path.parent)
 
+    def source(self) -> dict[str, Any]:
+        """See `dataset.Corpus.source`; of videos alone."""
+        return {"file": self.videos.tsv.path.name, "videos": len(self)}
+
     def blank(self, index: int) -> dict[str, Any]:
         """The sample of a video that cannot be read: it is never found."""
         img = self.transform.blank(self.size_frame)[None]
@@ -117,7 +122,11 @@ class Pairs:
         transform: Transform,
         size_frame: int,
         train: bool,
+        path: Path | None = None,
+        split: str = "",
     ) -> None:
+        """path, split: where the captions are from, for the protocol."""
+        self.path, self.split = path, split
         known = [caption for caption in captions if caption.video in videos]
         if not known:
             raise UserError(f"{videos.tsv.path} has none of the videos that the captions are about.")
@@ -138,6 +147,10 @@ class Pairs:
         """A pair: img (T, 3, size, size), txt, mask (X,), its video's id and number. Raises `BadRow`."""
         return self.pair(index, self.clips.read(index, random), random)
 
+    def source(self) -> dict[str, Any]:
+        """See `dataset.Corpus.source`."""
+        return source(self.path, self.split, self.clips.names, self.clips.videos)
+
     def blank(self, index: int) -> dict[str, Any]:
         """A pair whose video cannot be read: it counts as not found."""
         return self.pair(index, self.clips.blank(index), None)
@@ -151,6 +164,20 @@ class Pairs:
     def describe(self, index: int) -> Item:
         """A pair for the predictions file."""
         return {"id": self.captions[index].video, "caption": self.captions[index].text}
+
+
+def source(path: Path | None, split: str, owners: Sequence[str], videos: Videos) -> dict[str, Any]:
+    """The file of a split's captions, and how many there are. `owners`: the video of each caption."""
+    names = set(owners)
+    return {
+        "file": path.name if path else "",
+        "sha256": digest(path) if path else "",
+        "split": split,
+        "samples": len(owners),
+        "videos": len(names),
+        "missing_videos": sum(name not in videos for name in names),
+        "captions_per_video": round(len(owners) / max(1, len(names)), 3),
+    }
 
 
 def describe(batch: Batch, output: Output, splits: Mapping[str, Loader]) -> list[Item]:
@@ -197,7 +224,8 @@ def pair_loaders(config: Config, world: World, tokens: Tokens) -> dict[str, Load
         first = split != "train" and config.text_rules == "published"
         captions = read_captions(annotation.path, split, items, joins(config), first)
         log.info("%s: %d captions", split, len(captions))
-        pairs = Pairs(captions, videos, tokens, transform, config.size_frame, train=split == "train")
+        train = split == "train"
+        pairs = Pairs(captions, videos, tokens, transform, config.size_frame, train, annotation.path, split)
         # gathered texts must be equally long on every process
         collate = default_collate if config.gather_negatives else without_padding
         loaders[split] = split_loader(config, world, split, pairs, collate)
@@ -212,6 +240,12 @@ class Gallery:
     clips: Clips
     texts: list[str]
     owner: list[int]
+    path: Path | None = None
+    """of the captions"""
+
+    def source(self) -> dict[str, Any]:
+        """See `dataset.Corpus.source`."""
+        return source(self.path, self.split, [self.clips.names[i] for i in self.owner], self.clips.videos)
 
 
 def read_gallery(config: Config) -> Gallery:
@@ -234,4 +268,5 @@ def read_gallery(config: Config) -> Gallery:
     log.info("%s: %d texts, %d videos", split, len(captions), len(names))
     if len(names) == 1:
         log.warning("%s has one video: every text finds it, and recall says nothing", split)
-    return Gallery(split, clips, [caption.text for caption in captions], [place[c.video] for c in captions])
+    texts, owner = [caption.text for caption in captions], [place[c.video] for c in captions]
+    return Gallery(split, clips, texts, owner, annotation.path)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from batch import Batch
 from dataset import Batches, Draw, Loader, Mixture, data_workers
 from engine.parallel import AMP
+from engine.protocol import checkpoint, settings
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
 from engine.step import to_device
@@ -295,7 +296,7 @@ def number_of(score: np.floating[Any]) -> float | None:
 
 
 def write_results(
-    folder: Path, scores: np.ndarray, rows: list[dict[str, Any]], figures: Mapping[str, float | str]
+    folder: Path, scores: np.ndarray, rows: list[dict[str, Any]], figures: Mapping[str, Any]
 ) -> None:
     """`scores.npy` (videos, texts), `ranks.jsonl` and `eval.jsonl` of a run's folder."""
     with atomic_path(folder / "scores.npy") as temporary, temporary.open("wb") as file:
@@ -308,21 +309,26 @@ def write_results(
 
 def report_figures(
     config: Config, folder: Path, gallery: Gallery, scores: np.ndarray, similar: np.ndarray | None
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
     """Write the files of an evaluation to its run folder, and log its figures.
 
     After re-ranking, figures of the embeddings alone (`similar`) stand beside.
     """
     found = figures(scores, np.array(gallery.owner))
     rows = rank_rows(scores, gallery)
-    row: dict[str, float | str] = {"split": gallery.split, **found}
+    row: dict[str, Any] = {"split": gallery.split, **found}
     if similar is not None:
         alone = figures(similar, np.array(gallery.owner))
         row |= {f"embedding_{key}": alone[key] for key in alone if key.startswith(("t2v_", "v2t_"))}
         row |= {"fused_pairs": int(candidates(similar, config.rerank).sum()), "all_pairs": scores.size}
         log_recall(f"{gallery.split}, embeddings alone", alone)
         log.info("re-ranked: %d of %d pairs were fused", row["fused_pairs"], scores.size)
-    write_results(folder, scores, rows, row)
+    protocol = {
+        **settings(config, config.amp, ("multi_clip_testing", "rerank")),
+        "checkpoint": checkpoint(config, 0),
+        "data": {gallery.split: gallery.source()},
+    }
+    write_results(folder, scores, rows, {**row, "protocol": protocol})
     write_page(folder / "retrieval.html", config.task, report(rows, found, gallery.clips.frames))
     if found["not_finite"]:
         log.error("%d scores are not finite: their pairs count as not found", found["not_finite"])
@@ -339,7 +345,7 @@ def log_recall(title: str, found: Mapping[str, float]) -> None:
         log.info("%s, %s: %s  median rank %g  mean %.1f", title, name, shares, *ranks)
 
 
-def evaluate(config: Config, world: World) -> dict[str, float | str] | None:
+def evaluate(config: Config, world: World) -> dict[str, Any] | None:
     """Score, rank, write; the figures, on the main process."""
     check_needs(config, world)
     tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
