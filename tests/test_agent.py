@@ -1,5 +1,6 @@
 """The engine: a step, a run, evaluation, and the same on two processes."""
 
+import hashlib
 import json
 import math
 import os
@@ -40,7 +41,14 @@ def run(monkeypatch, arguments: list[str]) -> Path:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows of a file of figures or predictions, without the protocol of evaluations."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "protocol"} for row in rows]
+
+
+def protocols(path: Path) -> list[dict]:
+    """The protocols of a run's evaluations."""
+    return [json.loads(line)["protocol"] for line in path.read_text().splitlines()]
 
 
 def test_the_heads_of_mvm_learn_at_a_rate_of_their_own(tiny_model):
@@ -115,6 +123,10 @@ def test_the_same_seed_gives_the_same_losses_and_evaluation_the_same_figures(mon
     assert evaluations[0] == evaluations[1]
     last = lines(first / "eval.jsonl")[-1]
     assert {**evaluations[0][0], "step": 6, "epoch": last["epoch"]} == last
+    (told,) = protocols(folder / "eval.jsonl")
+    assert told["checkpoint"] == hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    assert protocols(first / "eval.jsonl")[-1] == {**told, "checkpoint": "step 6 of this run"}
+    assert told["data"]["clips"]["samples"] == 12 and told["size_frame"] == 2 and told["precision"] == "off"
 
 
 def test_evaluation_does_not_change_the_training_around_it(monkeypatch, arguments, tmp_path, bert_folder):

@@ -449,12 +449,18 @@ def test_files_that_a_corpus_names_are_looked_for(tmp_path):
 # --------------------------------------------------------------------------------------------- results
 
 
-def write_evaluation(folder: Path, task: str, figures: dict, **changes) -> None:
+def write_evaluation(folder: Path, name: str, figures: dict, /, samples: int = 0, **changed: object) -> Path:
+    """A run folder: the config of `_args/_best/` with what is `changed`, and a row of figures."""
     folder.mkdir()
-    given = json.loads((ROOT / "_args" / "_best" / f"args_{task}.json").read_text())
-    every = dataclasses.asdict(Config())  # a run writes all keys
-    (folder / "args.json").write_text(json.dumps({**every, **given, "size_epoch": 0, **changes}))
-    (folder / "eval.jsonl").write_text(json.dumps(figures) + "\n")
+    best = json.loads((results.BEST / f"args_{name}.json").read_text())
+    defaults = {"text_rules": "published", "mask_pos": "append", "multi_clip_testing": True}
+    defaults |= {"eval_split": "test", "rerank": 0}
+    (folder / "args.json").write_text(json.dumps({**defaults, **best, "size_epoch": 0, **changed}))
+    published = samples or results.TASKS[name].published["test"]
+    data = {"sha256": "00ff", "samples": published, "videos": published}
+    protocol = {"precision": "off", "checkpoint": "12ab", "data": {"test": data}}
+    (folder / "eval.jsonl").write_text(json.dumps({"step": 0, **figures, "protocol": protocol}) + "\n")
+    return folder
 
 
 def test_results_are_filled_from_evaluations_of_released_checkpoints_alone(tmp_path):
@@ -480,6 +486,40 @@ def test_results_are_filled_from_evaluations_of_released_checkpoints_alone(tmp_p
     assert "| tgif-frame | accuracy | 72.8 | 72.7 |  |" in text
     results.main([str(tmp_path / "none"), "--write", str(page)])
     assert page.read_text() == text  # what was measured stays
+
+
+def change_protocol(folder: Path, **values: object) -> None:
+    """Change the protocol of a run's evaluation."""
+    row = json.loads((folder / "eval.jsonl").read_text())
+    row["protocol"] |= values
+    (folder / "eval.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_results_say_why_a_run_does_not_count(tmp_path, capsys):
+    ranked = {"t2v_r1": 0.25, "t2v_r5": 0.44, "t2v_r10": 0.55}
+    task = "lsmdc-retrieval"
+    right = write_evaluation(tmp_path / "_a_1", task, ranked, data_dir="/elsewhere")
+    reasons = {
+        write_evaluation(
+            tmp_path / "_a_2", task, ranked, samples=7
+        ): "7 samples, the published test split has 1000",
+        write_evaluation(tmp_path / "_a_3", task, ranked, size_frame=4): "size_frame is 4, the protocol's 5",
+        write_evaluation(tmp_path / "_a_4", task, ranked, rerank=32): "rerank is 32, the protocol's 0",
+        write_evaluation(tmp_path / "_a_5", "msvd-qa", {"val_acc": 0.5}): "not of the test split",
+        write_evaluation(tmp_path / "_a_6", task, ranked, task="mine"): "the table has no task 'mine'",
+        write_evaluation(tmp_path / "_a_7", task, ranked): "its protocol is not that of _a_1: precision",
+        write_evaluation(tmp_path / "_a_8", task, ranked): "does not say its protocol",
+        tmp_path / "_a_9": "it has no evaluation",
+    }
+    (tmp_path / "_a_9").mkdir()
+    change_protocol(tmp_path / "_a_7", precision="bf16")
+    change_protocol(tmp_path / "_a_8", data={})
+    assert results.found_in([right, *reasons]) == {task: "25.0 / 44.0 / 55.0"}
+    printed = capsys.readouterr().out
+    for folder, reason in reasons.items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{folder}: not counted, ")]
+        assert reason in line
+    assert f"{right}:" not in printed
 
 
 def test_the_readmes_table_is_the_tools():

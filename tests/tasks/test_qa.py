@@ -22,7 +22,7 @@ from tasks.qa.metric import accuracy, interval
 from tasks.qa.model import TASK_ROWS, ChoiceModel, MaskModel
 from tasks.qa.questions import without_padding
 from tests.conftest import SWIN, WORDS, demo_network, run_script, tiny_bert, write_videos
-from tests.test_agent import free_port, lines
+from tests.test_agent import free_port, lines, protocols
 
 ROOT = Path(__file__).parents[2]
 COLORS = ["red", "blue", "green"]
@@ -386,6 +386,9 @@ def test_a_checkpoint_is_evaluated_before_training_or_alone(monkeypatch, argumen
     assert [row["epoch"] for row in zero] == [0, 1]
     assert only == zero[:1]
     assert {**only[0], "step": 1, "epoch": 1} == trained
+    told = protocols(alone / "eval.jsonl")[0]
+    assert told["text_rules"] == "published" and told["data"].keys() == {"val", "test"}
+    assert told["data"]["test"]["missing_videos"] == told["data"]["test"]["videos"] - 6
     assert not list(alone.glob("ckpt*.pt"))
     assert (again / "predictions_val_0.jsonl").exists()
 

@@ -24,7 +24,7 @@ from tasks.retrieval.ranking import both_ways
 from tasks.retrieval.reranking import candidates, combine
 from tasks.retrieval.scoring import PairScorer, all_pairs, chunks
 from tests.conftest import SWIN, WORDS, demo_network, run_script, tiny_bert, write_videos
-from tests.test_agent import free_port, lines
+from tests.test_agent import free_port, lines, protocols
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,6 +258,10 @@ def test_training_writes_accuracy_within_batches_and_evaluation_ranks_everything
     (evaluation,) = lines(folder / "eval.jsonl")
     assert evaluation["t2v_r5"] == (found[0] <= 5).mean()
     assert evaluation["v2t_median"] == np.median(found[1])
+    (told,) = protocols(folder / "eval.jsonl")
+    data = {"file": "txt_found.json", "split": "test", "samples": 8, "videos": 8, "missing_videos": 0}
+    assert data.items() <= told["data"]["test"].items() and len(told["data"]["test"]["sha256"]) == 64
+    assert (told["rerank"], told["multi_clip_testing"], len(told["checkpoint"])) == (0, False, 64)
     page = (folder / "retrieval.html").read_text()
     assert page.count("data:image/jpeg") >= 8 * 5 and "http" not in page
     assert not list(folder.parent.glob("_scores_*"))
