@@ -10,6 +10,7 @@ Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text to
 | `id`, `corpus`, `bad` | lists of B | dataset | name, corpus, and the reason why a row could not be read |
 | `index` | (B,) | dataset | number of the sample in its corpus |
 | `other_txt`, `other_mask` | (B, N, X) | dataset | in evaluation: texts of other samples, for VTM |
+| `truth_TARGET` | (B, S, C, h k, w k) | dataset | truth of a target that the data-loading workers compute |
 | `place`, `answer` | (B,) | questions | place of [MASK]; token or option to predict, -1: none |
 | `video` | (B,) | dataset, captions | number of the video, the same for captions of one video |
 | `masked_txt` | as `txt` | masking | hidden words are [MASK] |

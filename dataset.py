@@ -31,6 +31,7 @@ from media.tsv import BadRow, Tsv, read_numbers
 IMAGE_CORPORA = ("cc3m", "coco", "sbu", "vg", "cc12m")
 IMAGE_BATCH = 128  # images have T times the clips' batch, at most this many
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]  # samples -> a batch
+Truth = Callable[[Tensor], Tensor]  # a clip (T, 3, H, W) uint8 -> the truth of a target, (S, C, h k, w k)
 
 
 # ------------------------------------------------------------------------------------------- datasets
@@ -65,7 +66,10 @@ class PretrainCorpus:
         transform: Transform,
         size_frame: int,
         data_dir: str = "",
+        truths: Mapping[str, Truth] | None = None,
     ) -> None:
+        """truths: of the targets whose truth is computed here, by the data-loading workers."""
+        self.truths = truths or {}
         self.path = yaml_path(path, data_dir)
         self.tokens, self.transform = tokens, transform
         content = self._read_yaml()
@@ -158,7 +162,12 @@ class PretrainCorpus:
             raise BadRow(f"{where}: {error}; rebuild the row with _tools/make_tsv.py") from error
         txt, mask = self.tokens(caption)
         others = self.others(index) if random is None else {}
-        return {"img": img, "txt": txt, "mask": mask, "id": name, "video": source << 32 | row, **others}
+        sample = {"img": img, "txt": txt, "mask": mask, "id": name, "video": source << 32 | row}
+        return {**sample, **others, **self.truth_of(img)}
+
+    def truth_of(self, img: Tensor) -> dict[str, Tensor]:
+        """`truth_TARGET` of a clip (T, 3, H, W), for the targets of `truths`."""
+        return {f"truth_{name}": truth(img) for name, truth in self.truths.items()}
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Source, row and caption number of a pair; raises `BadRow` where there is no such source."""
@@ -224,7 +233,7 @@ class PretrainCorpus:
         txt, mask = self.tokens("")
         img = self.transform.blank(self.size_frame)
         sample = {"img": img, "txt": txt, "mask": mask, "id": "", "valid": False, "video": -1}
-        return {**sample, **self.others(index)}
+        return {**sample, **self.others(index), **self.truth_of(img)}
 
 
 @dataclass(frozen=True)
@@ -466,12 +475,14 @@ def data_workers(config: Config, world: World) -> int:
     return most
 
 
-def pretrain_loader(config: Config, world: World, tokens: Tokens, train: bool) -> Loader:
+def pretrain_loader(
+    config: Config, world: World, tokens: Tokens, train: bool, truths: Mapping[str, Truth] | None = None
+) -> Loader:
     """The loader of `train_yaml` or `val_yaml`. Images have T times the clips' batch, at most 128."""
     paths = config.train_yaml if train else config.val_yaml
     transform = Transform(config.img_transform, config.size_img)
     corpora = {
-        name: PretrainCorpus(path, name, tokens, transform, config.size_frame, config.data_dir)
+        name: PretrainCorpus(path, name, tokens, transform, config.size_frame, config.data_dir, truths)
         for name, path in paths.items()
     }
     if not corpora:

@@ -27,13 +27,15 @@ def main() -> None:
     from media.tokens import Tokens
     from model import MVM_HEADS, PretrainModel
     from tasks.pretraining import describe, mask
+    from teachers.make import worker_truths
     from weights.needs import check_needs
 
     with distributed(config) as world:
         check_needs(config, world)
         tokens = Tokens(config.tokenizer or config.txt_backbone, config.size_txt)
-        train = pretrain_loader(config, world, tokens, train=True) if config.size_epoch else None
-        val = pretrain_loader(config, world, tokens, train=False) if config.val_yaml else None
+        truths = worker_truths(config)
+        train = pretrain_loader(config, world, tokens, True, truths) if config.size_epoch else None
+        val = pretrain_loader(config, world, tokens, False, truths) if config.val_yaml else None
         for name, loader in (("train", train), ("val", val)):
             if loader is not None:
                 log.info("%s: number of pairs %s", name, json.dumps(loader.batches.sizes))

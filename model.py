@@ -380,7 +380,8 @@ class PretrainModel(Violet):
             places = batch.get(f"mvm_at_{name}")
             if places is None:  # a batch that was masked without `places`: on a device the host waits here
                 places = target.places(batch["mvm_mask"], batch["valid"])
-            predicted, truth = target.compare(visual, batch["img"], batch["mvm_mask"].shape[1:], places)
+            grid, given = batch["mvm_mask"].shape[1:], batch.get(f"truth_{name}")
+            predicted, truth = target.compare(visual, batch["img"], grid, places, given)
             output.losses[f"mvm_{name}"] = target.error(predicted, truth)
             for score, mean in target.scores(predicted, truth).items():
                 output.scores[f"mvm_{name}_{score}"] = mean

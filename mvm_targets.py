@@ -147,19 +147,27 @@ class Target(ABC):
         return numbers_of(chosen if valid is None else chosen & valid[:, None, None, None])
 
     def compare(
-        self, visual: Tensor, frames: Tensor, grid: Sequence[int], places: Tensor
+        self,
+        visual: Tensor,
+        frames: Tensor,
+        grid: Sequence[int],
+        places: Tensor,
+        truth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Prediction and truth (M, C, k, k) at the patches to reconstruct.
 
-        visual, frames: as in `loss`; grid: (T, h, w); places: (M,), see `places`.
+        visual, frames: as in `loss`; grid: (T, h, w); places: (M,), see `places`; truth: the result of
+        `truth(frames)`, where it is known already.
         """
         tokens = self.tokens(visual, grid).flatten(0, 3).index_select(0, places)
-        return self.predict(tokens), self.hidden_truth(frames, grid, places)
+        return self.predict(tokens), self.hidden_truth(frames, grid, places, truth)
 
     @torch.no_grad()
-    def hidden_truth(self, frames: Tensor, grid: Sequence[int], places: Tensor) -> Tensor:
+    def hidden_truth(
+        self, frames: Tensor, grid: Sequence[int], places: Tensor, truth: Tensor | None = None
+    ) -> Tensor:
         """As `compare` -> the truth (M, C, k, k) at the patches to reconstruct."""
-        truth = self.truth(frames.float())
+        truth = self.truth(frames.float()) if truth is None else truth
         if (usable := self.usable(truth)) is not None:
             truth = truth.where(usable[:, :, None, None, None], torch.nan)
         return patches(truth, grid).flatten(0, 3).index_select(0, places)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import functional as image
 
@@ -57,12 +58,28 @@ class DisTeacher(PairTeacher):
 
     def follow(self, first: Tensor, second: Tensor) -> Tensor:
         """See `PairTeacher.follow`."""
-        import cv2
+        return dis_flow(to_grey(first), to_grey(second)).to(first.device)
 
-        method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        pairs = zip(to_grey(first), to_grey(second), strict=True)
-        flows = np.stack([method.calc(a, b, None) for a, b in pairs])  # type: ignore[call-overload]
-        return torch.from_numpy(flows).movedim(-1, 1).to(first.device)
+
+def dis_flow(first: np.ndarray, second: np.ndarray) -> Tensor:
+    """Two times grey pictures (N, H, W) uint8 -> (N, 2, H, W): x and y, in pixels."""
+    import cv2
+
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    pairs = zip(first, second, strict=True)
+    flows = [method.calc(a, b, None) for a, b in pairs]  # type: ignore[call-overload]
+    shape = (0, *first.shape[1:], 2)
+    return torch.from_numpy(np.stack(flows) if flows else np.zeros(shape, np.float32)).movedim(-1, 1)
+
+
+def dis_of_clip(clip: Tensor) -> Tensor:
+    """(T, 3, H, W) uint8 -> (T-1, 2, H, W), as `DisTeacher` gives it: for data-loading workers."""
+    import cv2
+
+    if get_worker_info() is not None:
+        cv2.setNumThreads(1)  # the cores are the other workers'
+    grey = to_grey(clip / 255)
+    return dis_flow(grey[:-1], grey[1:])
 
 
 def to_grey(pixels: Tensor) -> np.ndarray:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lib import Config, log
 from teachers.base import Teacher
 from teachers.depth import DptTeacher
 from teachers.features import VideoSwinTeacher, average_teacher, random_teacher, timm_teacher
-from teachers.flow import flow_teacher
+from teachers.flow import dis_of_clip, flow_teacher
 from teachers.vq import DalleTeacher
 
 TEACHERS: dict[str, Callable[[Config, dict[str, Any]], Teacher]] = {
@@ -22,6 +24,15 @@ TEACHERS: dict[str, Callable[[Config, dict[str, Any]], Teacher]] = {
     "random_feature": random_teacher,
 }
 WITHOUT_WEIGHTS = ("latent", "random_feature")  # whose teachers have none to load
+
+
+def worker_truths(config: Config) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Of the targets whose truth needs no network: what the data-loading workers compute from a clip.
+
+    On a device each step would wait for the processor's flow.
+    """
+    chosen = "mvm" in config.pretrain_tasks and "optical_flow" in config.mvm_target
+    return {"optical_flow": dis_of_clip} if chosen and config.flow_teacher == "dis" else {}
 
 
 def make_teachers(config: Config) -> Mapping[str, Teacher]:

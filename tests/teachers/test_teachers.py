@@ -1,5 +1,6 @@
 """Teachers: small ones of the libraries' own classes, saved as published, loaded as configs name them."""
 
+import dataclasses
 import os
 import pickle
 import sys
@@ -13,15 +14,18 @@ from torchvision.models.optical_flow import raft_large
 from torchvision.transforms import Normalize
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
+from batch import SpecialTokens
 from lib import Config, UserError
-from media.frames import MEAN, STD
+from masking import mask_batch
+from media.frames import MEAN, STD, normalise
+from model import PretrainModel
 from teachers.base import FrameTeacher, Teacher, to_pixels
 from teachers.dalle_encoder import DalleEncoder, load_dalle
 from teachers.depth import DptTeacher
 from teachers.features import VideoSwinTeacher
-from teachers.flow import DisTeacher, RaftTeacher
-from teachers.make import make_teachers
-from tests.conftest import SWIN
+from teachers.flow import DisTeacher, RaftTeacher, dis_of_clip
+from teachers.make import make_teachers, worker_truths
+from tests.conftest import SWIN, tiny_bert
 from video_swin import SIZES, VideoSwin
 from weights.checkpoint import read_tensors
 
@@ -435,3 +439,34 @@ def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, kind):
     with pytest.raises(UserError, match="cannot be read as a checkpoint of tensors"):
         read_tensors(path)
     assert not trap.exists()
+
+
+def test_workers_compute_the_flow_that_the_teacher_would():
+    clip = (
+        torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+        .repeat_interleave(6, 2)
+        .repeat_interleave(6, 3)
+    )
+    clip[1:] = clip[:1].roll(2, -1)
+    flow = dis_of_clip(clip)
+    assert flow.shape == (2, 2, 96, 96) and flow.dtype == torch.float32
+    taught = DisTeacher(width=2)(normalise(clip)[None])[0]
+    assert (flow - taught).abs().mean() < 1e-3
+    assert dis_of_clip(clip[:1]).shape == (0, 2, 96, 96)
+    assert not worker_truths(Config(mvm_target=["optical_flow"]))
+    assert not worker_truths(Config(mvm_target=["pixel"], flow_teacher="dis"))
+    chosen = Config(mvm_target=["optical_flow", "pixel"], flow_teacher="dis")
+    assert worker_truths(chosen) == {"optical_flow": dis_of_clip}
+    assert not worker_truths(dataclasses.replace(chosen, pretrain_tasks=["mlm"]))
+
+
+def test_a_truth_that_is_known_is_not_computed_again():
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["depth"])  # without its teacher
+    txt = torch.tensor([[2, 7, 8, 3]] * 2)
+    batch = {"img": torch.randn(2, 2, 3, 64, 64), "txt": txt, "mask": torch.ones_like(txt)}
+    batch |= {"valid": torch.ones(2, dtype=torch.bool), "truth_depth": torch.zeros(2, 2, 1, 64, 64)}
+    special, generator = SpecialTokens(pad=0, cls=2, sep=3, mask=4), torch.Generator().manual_seed(0)
+    batch = mask_batch(batch, ["rm"], 0.5, special, 32, generator, reads=model.reads, places=model.places)
+    zero = model.eval()(batch).losses["mvm_depth"].value
+    batch["truth_depth"] += 3.0
+    assert abs(model(batch).losses["mvm_depth"].value - zero) > 0.1
