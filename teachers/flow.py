@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import get_worker_info
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as image
 
 from lib import Config
