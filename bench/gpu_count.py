@@ -5,7 +5,7 @@
 
 The step is the agent's own, at published size, on torch's `meta` device, whose tensors have shapes and no
 values. A step that made the host wait for the device would end in an error there; blocking copies to the
-device are counted. CUDA's autocast and its attention kernel are imitated, the fused optimiser is left out. A
+device are counted. CUDA's autocast, attention and dropout are imitated, the fused optimiser is left out. A
 kernel takes the longest of: its products at the rate that a card attains, its bytes at the card's bandwidth,
 2.5 microseconds. Nothing here is measured; bench/GPU.md discusses the figures.
 """
@@ -91,10 +91,16 @@ class Autocast(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A call of torch."""
         kwargs, attention = kwargs or {}, func is F.scaled_dot_product_attention
+        if func is F.dropout:
+            return self.drop(*args, **kwargs)
         half = self.dtype if func in PRODUCTS or attention else torch.float32 if func in IN_FLOAT32 else None
         if self.dtype is not None and half is not None:
             args, kwargs = tree_map(lambda value: self.to(value, half), (args, kwargs))
         return self.attend(*args, **kwargs) if attention else func(*args, **kwargs)
+
+    def drop(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """By CUDA's one kernel; that of other devices is four."""
+        return torch.native_dropout(x, p, True)[0] if training and p else x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
         """By the kernel that CUDA takes for a mask or a bias."""
