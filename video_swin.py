@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from layers.norm import LayerNorm
 
@@ -158,12 +157,19 @@ class Block(nn.Module):
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same."""
-        x = x + self.drop_path(self.attend(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.add(x, self.attend(self.norm1(x)))
+        return self.add(x, self.mlp(self.norm2(x)))
+
+    def add(self, x: Tensor, change: Tensor) -> Tensor:
+        """x + change, of which training drops some clips' (stochastic depth, Huang et al., ECCV 2016)."""
+        if not self.training or not self.drop_path:
+            return x + change
+        kept = x.new_empty(len(x), 1, 1, 1, 1).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
+        return torch.addcmul(x, change, kept)  # one kernel for the product and the sum
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention within the windows of the clip, which is padded to whole windows."""

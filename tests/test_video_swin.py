@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from lib import UserError
-from video_swin import (
+from video_swin import Block, (
     SHIFT_MASKS,
     SIZES,
     Size,
@@ -194,3 +194,13 @@ def test_a_weights_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="cannot be read"):
         load_backbone(VideoSwin(SMALL), "3d", tmp_path / "evil.pth")
+
+
+def test_stochastic_depth_drops_the_change_of_whole_clips():
+    block = Block(8, 1, (2, 2, 2), shifted=False, drop_path=0.25).train()
+    x, change = torch.zeros(2000, 1, 2, 1, 3), torch.ones(2000, 1, 2, 1, 3)
+    added = block.add(x, change).flatten(1)
+    assert torch.equal(added, added[:, :1].expand_as(added))
+    assert set(added.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert added.mean() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(block.eval().add(x, change), change)
