@@ -8,9 +8,10 @@ from torch import nn
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from lib import UserError
-from video_swin import Block, (
+from video_swin import (
     SHIFT_MASKS,
     SIZES,
+    Block,
     Size,
     VideoSwin,
     fit_window,
