@@ -15,6 +15,7 @@ from media.files import atomic_path
 
 FILE = "doctor.json"
 CONSTANT, SKILL, VARIANCE = "_constant", "_skill", "_variance"  # endings of figures
+FLAT = 1e-4  # variance below which a head ignores its input
 RECENT = 20  # steps over which a figure is averaged before it is judged
 EARLY, LATE = 40, 2000  # steps after which a task must have learnt something: half of the run between these
 Figures = dict[str, float]
@@ -29,7 +30,7 @@ def with_skills(figures: Figures) -> Figures:
     for name, value in figures.items():
         found[name] = value
         loss = name.removesuffix(CONSTANT)
-        if loss != name and loss in figures and value > 0:
+        if loss != name and loss in figures and value > 1e-5 * figures[loss]:
             found[loss + SKILL] = 1 - figures[loss] / value
     return found
 
@@ -103,9 +104,13 @@ def collapse(history: History) -> Findings:
     """Encoders that give the same for every sample."""
     for name in ("video", "text"):
         similarity, rank = history.recent(f"{name}_similarity"), history.recent(f"{name}_rank")
-        if similarity is not None and rank is not None and similarity > 0.999:
-            text = f"the {name} features of all samples are nearly the same (mean cosine {similarity:.4f}, "
-            yield f"{name}_similarity", text + f"effective rank {rank:.1f})."
+        if similarity is None or rank is None or similarity < 0.999:
+            continue
+        text = f"the {name} features of all samples are nearly the same (mean cosine {similarity:.4f}, "
+        text += f"effective rank {rank:.1f})"
+        if (first := history.first[f"{name}_similarity"]) < 0.9:
+            text += f", and were not at first ({first:.2f}): lr may be too high"
+        yield f"{name}_similarity", f"{text}."
 
 
 def teachers(history: History) -> Findings:
@@ -123,9 +128,20 @@ def heads(history: History) -> Findings:
         variance, skill = history.recent(name + VARIANCE), history.recent(name + SKILL)
         if variance is None or skill is None or history.step < EARLY:
             continue
-        if variance < 1e-4 and skill < 0.02:
+        if variance < FLAT and skill < 0.02:
             text = f"{short(name)}: skill {skill:.2f} after {history.step} steps: the head predicts the same "
             yield f"{name}_head", text + f"for every patch (variance {variance:.1g})."
+
+
+def divergence(history: History) -> Findings:
+    """Losses that have risen beyond that of a constant."""
+    for name in history.names(SKILL):
+        loss, constant, first = history.recent(name), history.recent(name + CONSTANT), history.first[name]
+        if loss is not None and constant is not None and loss > 1.2 * max(constant, first):
+            text = (
+                f"{short(name)}: the loss has risen from {first:.3g} to {loss:.3g}, above that of a constant "
+            )
+            yield f"{name}_divergence", text + f"({constant:.3g}): lr may be too high."
 
 
 def skills(history: History) -> Findings:
@@ -135,6 +151,9 @@ def skills(history: History) -> Findings:
         skill = history.recent(name + SKILL)
         if skill is None or history.step < history.due or skill > 0.01 or history.gain(name + SKILL) > 0.02:
             continue
+        variance = history.recent(name + VARIANCE)
+        if variance is not None and variance < FLAT:
+            continue  # see `heads`
         why = meanings.get(name, "it predicts a constant")
         if skill < -0.2:
             why = "it is worse than a constant and does not improve; lr may be too high"
@@ -142,11 +161,18 @@ def skills(history: History) -> Findings:
 
 
 def labels(history: History) -> Findings:
-    """Wrong texts that fit better than the right ones."""
-    margin = history.recent("vtm_margin")
-    if margin is not None and margin < -0.5 and history.step >= history.due:
-        text = f"vtm: a video's own text scores {-margin:.1f} lower than other texts after {history.step} "
-        yield "vtm_margin", text + "steps: the labels may be swapped."
+    """A loss of VTM that the scores of the videos' own texts cannot have.
+
+    As the logarithm of a mean is no less than the mean of the logarithms, the cross-entropy of the first of n
+    scores is at least log n - (n - 1) / n of the margin by which the first exceeds the mean of the others.
+    """
+    margin, loss, chance = (history.recent(name) for name in ("vtm_margin", "vtm", "vtm_constant"))
+    if margin is None or loss is None or chance is None or history.step < RECENT:
+        return
+    least = min(chance - loss, 2 * (chance - loss))  # n / (n - 1) is at most 2
+    if margin < least - 0.01:
+        text = f"vtm: own texts score {margin:.3f} above others, and with a loss of {loss:.3f} that must be "
+        yield "vtm_margin", text + f"{least:.3f} or more: the labels are those of other texts."
 
 
 def gradients(history: History) -> Findings:
@@ -176,6 +202,7 @@ RULES: tuple[Callable[[History], Findings], ...] = (
     collapse,
     teachers,
     heads,
+    divergence,
     skills,
     labels,
     precision,
