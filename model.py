@@ -336,6 +336,9 @@ class PretrainModel(Violet):
         if (balance := self.state_of_run.get("balance")) is not None and "gradient_mlm" in means:
             cast(Balance, balance).measure(means)
             output.weights |= self.balanced_weights()
+        if balance is not None:
+            one = torch.ones_like(means["mlm"].count)
+            means |= {f"{name}_weight": Mean(weight, one) for name, weight in self.balanced_weights().items()}
         measured = {f"gradient_{name}": output.weight(name) for name in output.losses}
         return {n: Mean(measured[n] * m.total, m.count) if n in measured else m for n, m in means.items()}
 
