@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from batch import Batch, Mean, Output
 from dataset import Loader
+from engine.doctor import Doctor
 from engine.parallel import (
     AMP,
     choose_compile,
@@ -85,8 +86,9 @@ class Agent:
     `prepare(batch, generator)` adds masks and the like to a batch on the CPU; in evaluation `generator` is
     None. `describe(batch, output)` gives a JSON object per sample for the predictions file; `metric(rows,
     split)` makes figures of those of all processes, so that they are the same on any number of them.
-    `follow(progress)` is called before the first step and after each; `followers` are networks that it
-    changes, which are part of the training state and of no checkpoint.
+    `weigh(output, means)` may change the weights of a training batch's losses, by their means over all
+    processes, which it returns. `follow(progress)` is called before the first step and after each;
+    `followers` are modules that either changes, which are part of the training state and of no checkpoint.
     """
 
     def __init__(
@@ -99,12 +101,13 @@ class Agent:
         metric: Callable[[Sequence[Row], str], dict[str, float]] = lambda *_: {},
         timers: Callable[[], dict[str, float]] = dict,
         multiples: Mapping[tuple[str, ...], float] | None = None,
+        weigh: Callable[[Output, dict[str, Mean]], dict[str, Mean]] = lambda output, means: means,
         follow: Callable[[float], None] = lambda progress: None,
         followers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.config, self.world, self.prepare = config, world, prepare
         self.describe, self.metric, self.timers = describe, metric, timers
-        self.follow, self.followers = follow, followers or {}
+        self.weigh, self.follow, self.followers = weigh, follow, followers or {}
         self.precision = choose_precision(config, world.device)
         sharing = choose_parallel(config, world)
         self.model = model.to(world.device)
@@ -178,6 +181,9 @@ class Agent:
             self.recorder = Recorder(self.folder, self.world, self.total, self.config.logger)
             opened.callback(self.recorder.close)
             self.recorder.resume(self.step, recorded, dataclasses.asdict(self.config))
+            self.doctor = Doctor(self.folder, self.world, self.total, self.config.freeze_violet)
+            if self.run.resumed:
+                self.doctor.resume()
             self.profile = Profile(self.config.profile if self.world.is_main else 0, self.folder)
             opened.callback(self.profile.close)
             self.in_run = True
@@ -241,10 +247,12 @@ class Agent:
     def log_figures(self) -> None:
         """Write the figures of the steps since the last time; raises `FloatingPointError`: see `Recorder`."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            self.doctor.overflow(self.step)
             raise FloatingPointError(
                 "fp16: gradients are not finite with any loss scale; try amp bf16 or a smaller lr."
             )
-        self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
+        figures = self.recorder.flush(self.step, peak_memory(self.world.device), self.timers)
+        self.doctor.examine(self.step, figures)
 
     def save_or_stop(self) -> None:
         """Save the state if it is due; stop if any process has received a stop signal."""
@@ -296,23 +304,27 @@ class Agent:
             with exchange(self.wrapped, last=number + 1 == len(batches)):
                 with self.autocast():
                     output: Output = self.wrapped(batch)
-                means = join({**output.losses, **output.scores}, self.world)
+                means = self.weigh(output, join({**output.losses, **output.scores}, self.world))
                 loss = total_loss(output, means, self.world.size)
                 self.scaler.scale(loss / len(batches)).backward()
             steps.append(values_of(output, means))
         self.scaler.unscale_(self.optimizer)
-        norm = clip(self.model, self.config.max_grad_norm)
+        norms = clip(self.model, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        values = {**joined_values(steps), "grad_norm": Mean(norm, torch.ones_like(norm))}
+        values = joined_values(steps) | {
+            name: Mean(norm, torch.ones_like(norm)) for name, norm in norms.items()
+        }
         return leave_out(values) if self.scaler.is_enabled() else values
 
     def prepared(self, batch: Batch, number: int) -> Batch:
         """A training batch with masks, on the device; dropout too follows from seed, rank and step alone."""
         generator = seeded(self.config.seed, self.world.rank, self.step, number)
         torch.manual_seed(generator.initial_seed())
+        every = self.config.doctor_every
+        probe = bool(every) and number == 0 and (self.step % every == 0 or self.step & (self.step - 1) == 0)
         with self.autocast():
-            return to_device(self.prepare(batch, generator), self.world.device)
+            return to_device({**self.prepare(batch, generator), "probe": probe}, self.world.device)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as the config says."""
@@ -333,6 +345,7 @@ class Agent:
         if figures:
             protocol = self.protocol(loaders) if self.world.is_main else {}
             self.recorder.evaluation(self.step, epoch, figures, protocol)
+            self.doctor.report()
         return figures
 
     def protocol(self, loaders: Mapping[str, Loader]) -> dict[str, Any]:
@@ -462,7 +475,10 @@ class Agent:
             load_model(self.model, state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
             for name, network in self.followers.items():
-                load_model(network, state["followers"].get(name, {}))
+                if name in state["followers"]:
+                    load_model(network, state["followers"][name])
+                else:
+                    log.warning("the state has no %s, which starts anew", name)
             self.scaler.load_state_dict(state["scaler"])
             load_random_states(state["random"][self.world.rank % len(state["random"])], self.world.device)
         if self.world.is_main:
@@ -494,6 +510,7 @@ class Agent:
 
     def finish(self) -> None:
         """Mark the run as finished; raises `UserError` if a file could not be written."""
+        self.doctor.report()
         self.saver.wait()
         lost = [f"{path} ({reason})" for path, reason in self.saver.failed.items()]
         if failed := ", ".join(self.world.gather(lost)[0]):  # the state is that before the last evaluation

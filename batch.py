@@ -20,6 +20,7 @@ Shapes: B samples, T frames of S x S pixels, h x w patches of a frame, X text to
 | `mvm_at_TARGET` | (M,) | masking | numbers of the patches that a target reconstructs among its B S h w |
 | `negatives` | (B, N) | masking | in training: samples of the batch whose texts are the wrong ones |
 | `positions` | (B, K) | masking | positions among the L whose output a loss reads |
+| `probe` | bool | agent | in training: whether the gradients of the losses are measured |
 """
 
 from collections.abc import Sequence
@@ -61,14 +62,14 @@ class Output:
 
     losses: dict[str, Mean]
     """summed, each logged under its name"""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float | Tensor] = field(default_factory=dict)
     """weights of the losses in the sum, if not 1; logged losses are unweighted"""
     scores: dict[str, Mean] = field(default_factory=dict)
     """further figures to log"""
     predictions: dict[str, Tensor | Sequence[Any]] = field(default_factory=dict)
     """for the predictions file: one entry per sample, or per hidden word of the batch"""
 
-    def weight(self, loss: str) -> float:
+    def weight(self, loss: str) -> float | Tensor:
         """A loss's share in the sum."""
         return self.weights.get(loss, 1.0)
 

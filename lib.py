@@ -172,8 +172,11 @@ class Config:
     mvm_target: Names = key(["pixel"], PRETRAIN, LEARNT)
     """one target or several: 3d_feature 2d_feature 2d_clip_feature pixel hog optical_flow depth vq
     clip_visible latent random_feature"""
-    mvm_weight: dict[str, NonNegativeFloat] = key({}, PRETRAIN, LEARNT)
-    """weights of the targets' losses in the sum, {target: weight}; 1 where a target is not named"""
+    mvm_weight: dict[str, NonNegativeFloat] | Literal["balanced"] = key({}, PRETRAIN, LEARNT)
+    """weights of the targets' losses in the sum, {target: weight}; 1 where a target is not named; balanced:
+    the gradients of all targets at the transformer's output are mvm_share times as large as MLM's"""
+    mvm_share: PositiveFloat = key(1.0, PRETRAIN, LEARNT)
+    """with mvm_weight balanced: gradients of all targets together, as a multiple of MLM's"""
     mvm_lr_mul: PositiveFloat = key(1.0, PRETRAIN, LEARNT)
     """learning rate of the MVM heads, as a multiple of lr: they always start from random weights"""
     mvm_on_images: bool = key(True, PRETRAIN, LEARNT)
@@ -313,6 +316,8 @@ class Config:
     """keep the checkpoint of every epoch, not only of the best and the last; pre-training always does"""
     logging_steps: PositiveInt = key(20, TRAINING, STEPS)
     """steps between two lines of figures"""
+    doctor_every: NonNegativeInt = key(100, PRETRAIN, STEPS)
+    """steps between two measurements of each loss's gradient, more frequent in the first steps; 0: none"""
     logger: Literal["", "wandb"] = key("", TRAINING, STEPS)
     """wandb: also send figures to Weights & Biases"""
     profile: NonNegativeInt = key(0, TRAINING, STEPS)
@@ -359,8 +364,7 @@ class Config:
             if not names or len(set(names)) < len(names):
                 raise UserError(f"{key} {names}: name at least one of {', '.join(known)}, and none twice.")
             object.__setattr__(self, key, names)
-        for name in self.mvm_weight:
-            lookup(NAMES["mvm_target"], name, "mvm_weight: target")
+        self.check_weights()
         if self.size_img % self.size_patch:
             raise UserError(f"size_img {self.size_img} is not a multiple of size_patch {self.size_patch}.")
         if self.size_frame > self.max_size_frame:
@@ -370,6 +374,17 @@ class Config:
         check_limits(self)
         if self.size_txt < 3:
             raise UserError(f"size_txt {self.size_txt} leaves no word between [CLS] and [SEP].")
+
+    def check_weights(self) -> None:
+        """Raise `UserError` for weights of unknown targets, and for a balance without its measurements."""
+        if self.mvm_weight != "balanced":
+            for name in self.mvm_weight:
+                lookup(NAMES["mvm_target"], name, "mvm_weight: target")
+        elif "mvm" in self.pretrain_tasks and ("mlm" not in self.pretrain_tasks or not self.doctor_every):
+            raise UserError(
+                "mvm_weight balanced compares with the gradient of MLM: add mlm to pretrain_tasks and set "
+                "doctor_every above 0."
+            )
 
     @property
     def parts(self) -> int:

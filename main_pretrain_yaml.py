@@ -49,7 +49,8 @@ def main() -> None:
             describe=functools.partial(describe, tokens=tokens),
             timers=model.teacher_seconds,
             multiples={MVM_HEADS: config.mvm_lr_mul},
-            follow=model.follow,
+            weigh=model.weigh,
+            follow=functools.partial(model.follow, world=world),
             followers=model.followers(),
         )
         agent.fit(train, val)

@@ -5,8 +5,10 @@ Attributes carry the names of published checkpoints: enc_img, enc_txt, trsfr, fc
 """
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -16,6 +18,16 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from batch import Batch, Mean, Output, best_alone
+from engine.figures import (
+    Balance,
+    RunningMeans,
+    diversity,
+    input_figures,
+    share_hidden,
+    task_gradients,
+    word_error,
+    word_sums,
+)
 from engine.parallel import choose_checkpoint, gather
 from engine.processes import choose_device
 from layers.embedding import Embedding, draw_hard, info_nce
@@ -247,7 +259,8 @@ class PretrainModel(Violet):
         temperature: float = 0.05,
         patch_size: int = 32,
         teachers: Mapping[str, Teacher] | None = None,
-        mvm_weight: Mapping[str, float] | None = None,
+        mvm_weight: Mapping[str, float] | str | None = None,
+        mvm_share: float = 1.0,
         mvm_on_images: bool = True,
         hard_negatives: bool = False,
         world: World | None = None,
@@ -256,7 +269,8 @@ class PretrainModel(Violet):
         super().__init__(fusion, text, vis_size, **encoders)
         self.tasks, self.temperature, self.mvm_on_images = tuple(tasks), temperature, mvm_on_images
         self.hard_negatives, self.world = hard_negatives, world
-        self.weights = {f"mvm_{name}": weight for name, weight in (mvm_weight or {}).items()}
+        fixed = {} if mvm_weight is None or isinstance(mvm_weight, str) else mvm_weight
+        self.weights = {f"mvm_{name}": weight for name, weight in fixed.items()}
         self.fc = matching_head(fusion)
         self.fc_mtm = MlmHead(text)
         self.targets = make_targets(targets, fusion.hidden_size, patch_size, teachers)
@@ -273,6 +287,13 @@ class PretrainModel(Violet):
                 head.requires_grad_(task in self.tasks)
         if "vtc" in self.tasks:  # published checkpoints have no such heads
             self.fc_vtc = Embedding(fusion.hidden_size)
+        channels = {f"mvm_{name}": target.channels for name, target in self.targets.items()}
+        # in a dict, for they are in no checkpoint
+        self.state_of_run: dict[str, nn.Module] = {
+            "running": RunningMeans({"mlm": self.enc_txt.vocabulary, **channels})
+        }
+        if mvm_weight == "balanced" and "mvm" in self.tasks:
+            self.state_of_run["balance"] = Balance("mlm", list(channels), mvm_share)
 
     @classmethod
     def from_config(cls, config: Config, world: World | None = None) -> "PretrainModel":
@@ -289,6 +310,7 @@ class PretrainModel(Violet):
             patch_size=config.size_patch,
             teachers=make_teachers(config) if "mvm" in config.pretrain_tasks else None,
             mvm_weight=config.mvm_weight,
+            mvm_share=config.mvm_share,
             mvm_on_images=config.mvm_on_images,
             hard_negatives=config.vtm_negatives == "hard",
             world=world,
@@ -326,9 +348,10 @@ class PretrainModel(Violet):
         shown = hide_patches(batch["img"], batch["mvm_mask"])
         video, text = self.encode(shown, batch["masked_txt"], batch["mask"])
         read = self.fuse(video, text, batch["mask"], batch["positions"])
+        read = read.view_as(read)  # the gradient at a view runs no hook of the transformer
         fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
         visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
-        output = Output(losses={}, weights=self.weights)
+        output = Output(losses={}, weights=self.weights | self.balanced_weights())
         if "mlm" in self.tasks:
             self.name_words(words, batch, output)
         if "vtc" in self.tasks:
@@ -339,8 +362,48 @@ class PretrainModel(Violet):
         if "vtm" in self.tasks:
             self.match(words[:, 0], video, text, batch, output)
         if "mvm" in self.tasks:
-            self.reconstruct(visual, batch, output)
+            self.reconstruct(visual, shown, batch, output)
+        if self.training:
+            self.look_at_encoders(video, text, batch, output)
+        if batch.get("probe"):
+            output.scores |= task_gradients(output.losses, read)
         return output
+
+    def look_at_encoders(self, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
+        """Figures of the inputs, and of the pooled tokens of both encoders, (B, V, D) and (B, X, D)."""
+        pooled = {"video": video.sum(dim=1), "text": torch.einsum("bxd,bx->bd", text, batch["mask"].to(text))}
+        for name, vectors in pooled.items():
+            found = diversity(vectors)
+            output.scores |= {f"{name}_{figure}": found[figure] for figure in ("rank", "similarity")}
+        output.scores |= input_figures(batch)
+
+    def compare_with_constant(
+        self, name: str, sums: Tensor, error: Callable[[Tensor], Mean], output: Output
+    ) -> None:
+        """`NAME_constant`: the loss of the best constant before this step, whose `sums` then count too."""
+        running = cast(RunningMeans, self.state_of_run["running"])
+        output.scores[f"{name}_constant"] = error(running.sums(name, sums.device))
+        running.add(name, sums)
+
+    def weigh(self, output: Output, means: dict[str, Mean]) -> dict[str, Mean]:
+        """Called in training between forward and backward pass with the means over all processes.
+
+        Balances the weights of the output's losses, and returns the means with `gradient_LOSS` of the
+        weighted losses.
+        """
+        if (balance := self.state_of_run.get("balance")) is not None and "gradient_mlm" in means:
+            cast(Balance, balance).measure(means)
+            output.weights |= self.balanced_weights()
+        if balance is not None:
+            one = torch.ones_like(means["mlm"].count)
+            means |= {f"{name}_weight": Mean(weight, one) for name, weight in self.balanced_weights().items()}
+        measured = {f"gradient_{name}": output.weight(name) for name in output.losses}
+        return {n: Mean(measured[n] * m.total, m.count) if n in measured else m for n, m in means.items()}
+
+    def balanced_weights(self) -> dict[str, Tensor]:
+        """The weights that `mvm_weight` balanced gives now, empty without it."""
+        balance = self.state_of_run.get("balance")
+        return {} if balance is None else cast(Balance, balance).weights()
 
     def teacher_seconds(self) -> dict[str, float]:
         """Seconds of the teachers since the last call; empty without teachers."""
@@ -358,17 +421,19 @@ class PretrainModel(Violet):
         """As `reads`, valid (B,) -> `mvm_at_TARGET` (M,) of each target, the patches that it reconstructs."""
         return {f"mvm_at_{name}": target.places(patch_mask, valid) for name, target in self.targets.items()}
 
-    def follow(self, progress: float) -> None:
+    def follow(self, progress: float, world: World | None = None) -> None:
         """Called before the first step (0) and after each, with the share of the run that is done (to 1)."""
+        cast(RunningMeans, self.state_of_run["running"]).merge(world)
         for target in self.targets.values():
             target.follow(self.enc_img.swin, progress)
 
     def followers(self) -> dict[str, nn.Module]:
-        """The networks that follow the video encoder, by target: state of the run, in no checkpoint."""
+        """State of the run, in no checkpoint: running means, and networks that follow the video encoder."""
         follow = {name: t.teacher for name, t in self.targets.items() if type(t).follow is not Target.follow}
-        return {name: t.network for name, t in follow.items() if t is not None and t.network is not None}
+        networks = {name: t.network for name, t in follow.items() if t is not None and t.network is not None}
+        return {**self.state_of_run, **networks}
 
-    def reconstruct(self, visual: Tensor, batch: Batch, output: Output) -> None:
+    def reconstruct(self, visual: Tensor, shown: Tensor, batch: Batch, output: Output) -> None:
         """MVM: visual (B, V, D) -> the loss of each target at its patches, `mvm_at_TARGET`."""
         if batch["img"].shape[1] == 1 and not self.mvm_on_images:
             # DistributedDataParallel waits for the gradients of the heads
@@ -383,8 +448,14 @@ class PretrainModel(Violet):
             grid, given = batch["mvm_mask"].shape[1:], batch.get(f"truth_{name}")
             predicted, truth = target.compare(visual, batch["img"], grid, places, given)
             output.losses[f"mvm_{name}"] = target.error(predicted, truth)
-            for score, mean in target.scores(predicted, truth).items():
-                output.scores[f"mvm_{name}_{score}"] = mean
+            figures = target.scores(predicted, truth)
+            if self.training:
+                figures = {**figures, **diversity(predicted)}
+                error = functools.partial(target.constant_error, truth=truth)
+                self.compare_with_constant(f"mvm_{name}", target.sums(truth), error, output)
+            output.scores |= {f"mvm_{name}_{figure}": mean for figure, mean in figures.items()}
+        if self.training:
+            output.scores["video_hidden"] = share_hidden(shown, batch["img"])
 
     def name_words(self, words: Tensor, batch: Batch, output: Output) -> None:
         """MLM: words (B, X, D) -> cross-entropy and accuracy at the hidden words, `mlm_at`."""
@@ -395,7 +466,10 @@ class PretrainModel(Violet):
         count = torch.full((), len(at), device=at.device)
         output.losses["mlm"] = Mean(F.cross_entropy(logits, answers, reduction="sum"), count)
         output.scores["mlm_acc"] = Mean(right.sum(), count)
-        if not self.training:
+        if self.training:
+            error = functools.partial(word_error, words=answers)
+            self.compare_with_constant("mlm", word_sums(answers, logits.shape[1]), error, output)
+        else:
             output.predictions["mlm"] = logits.argmax(dim=-1)
 
     def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
@@ -411,13 +485,17 @@ class PretrainModel(Violet):
             texts, number = batch["negatives"].flatten(), batch["negatives"].shape[1]
             others, mask = text.index_select(0, texts), batch["mask"].index_select(0, texts)
         scores = self.matching_scores(matched, video, others, mask)
-        own = scores.new_zeros(len(scores), dtype=torch.long)
+        own = first_option(scores)
         right = best_alone(scores, own) & batch["valid"]
         count = torch.full((), len(scores) if number else 0, device=scores.device)
         loss = F.cross_entropy(scores / self.temperature, own, reduction="sum")
         output.losses["vtm"] = Mean(loss, count)
         output.scores["vtm_acc"] = Mean(right.sum(), count)
-        if not self.training and number:
+        if self.training and number:
+            margins = (scores[:, 0] - scores[:, 1:].mean(dim=1)).detach() / self.temperature
+            output.scores["vtm_margin"] = Mean(margins.sum(), count)
+            output.scores["vtm_constant"] = Mean(count * math.log(1 + number), count)
+        elif number:
             output.predictions["vtm"] = right
 
     def matching_scores(self, matched: Tensor, video: Tensor, others: Tensor, mask: Tensor) -> Tensor:
@@ -432,6 +510,11 @@ class PretrainModel(Violet):
             fused = self.fuse(video.repeat_interleave(number, dim=0), others, mask, cls)
             outputs = torch.cat([outputs, rearrange(fused, "(b n) 1 d -> b n d", n=number)], dim=1)
         return self.fc(outputs).float().squeeze(2)
+
+
+def first_option(scores: Tensor) -> Tensor:
+    """Scores (B, 1 + N) of `PretrainModel.matching_scores` -> (B,): the place of each video's own text."""
+    return scores.new_zeros(len(scores), dtype=torch.long)
 
 
 # -------------------------------------------------------------------------------------------- weights

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from batch import Mean, best_alone
+from engine.figures import word_error, word_sums
 from lib import UserError
 from masking import numbers_of
 from teachers.base import Teacher
@@ -74,6 +75,8 @@ class Target(ABC):
     name: str
     heads: dict[str, nn.Module]
     """published name in checkpoints -> a part of the head"""
+    channels = 1
+    """values of the best constant: C, the words of a vocabulary, or 1 for the same value in every channel"""
 
     def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
         """hidden_size: D; patch_size: p; teacher: computes the truth, for targets that need one."""
@@ -101,6 +104,23 @@ class Target(ABC):
     def scores(self, predicted: Tensor, truth: Tensor) -> dict[str, Mean]:
         """As `error` -> further figures to log, by name."""
         return {}
+
+    # -- the best constant, with which the loss is compared
+
+    def sums(self, truth: Tensor) -> Tensor:
+        """truth (M, C, k, k) -> (channels + 1,): the total of each channel, and the number of summands."""
+        values = truth.float().movedim(1, -1).reshape(-1, self.channels)
+        total = values.nan_to_num(posinf=0.0, neginf=0.0).sum(dim=0)
+        return torch.cat([total, values[:, :1].isfinite().sum(dim=0)])
+
+    def constant_error(self, sums: Tensor, truth: Tensor) -> Mean:
+        """`error` of the mean of all truths in `sums`, see there, at the truth (M, C, k, k).
+
+        Nothing is counted as long as nothing has been summed.
+        """
+        mean = sums[:-1] / sums[-1].clamp(min=1.0)
+        error, known = self.error(mean[:, None, None].expand(truth.shape), truth), sums[-1] > 0
+        return Mean(error.total * known, error.count * known)
 
     # -- defaults for targets of single frames, overridden by targets of pairs of frames
 
@@ -226,7 +246,6 @@ class PictureTarget(Target):
     """A picture of every frame, pixel by pixel."""
 
     head_name: str
-    channels: int
 
     def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
         super().__init__(hidden_size, patch_size, teacher)
@@ -258,6 +277,12 @@ class Hog(PictureTarget):
     """Picture of the histograms of oriented gradients (Dalal and Triggs, CVPR 2005)."""
 
     head_name, channels = "decoder_hog", 1
+
+    def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
+        super().__init__(hidden_size, patch_size, teacher)
+        with torch.no_grad():  # nearly all of a picture is 0: torch's random weights begin far worse
+            for parameter in self.head.parameters():
+                parameter.mul_(0.01)
 
     def truth(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 1, H, W)."""
@@ -336,9 +361,9 @@ class Vq(Target):
         super().__init__(hidden_size, patch_size, teacher)
         self.size = patch_size // 8
         channels = 2 * hidden_size // self.size**2
-        vocabulary = self.default_vocabulary if teacher is None else teacher.width
+        self.channels = self.default_vocabulary if teacher is None else teacher.width
         self.decoder = PatchHead(hidden_size, channels, self.size)
-        self.head = feature_head(channels, 2 * channels, vocabulary)
+        self.head = feature_head(channels, 2 * channels, self.channels)
         self.heads = {"decoder_vq": self.decoder, "fc_mvm": self.head}
 
     def predict(self, tokens: Tensor) -> Tensor:
@@ -359,6 +384,14 @@ class Vq(Target):
         right = best_alone(predicted.movedim(1, -1), truth[:, 0]).sum()
         return {"acc": Mean(right, torch.full_like(right, truth.numel()))}
 
+    def sums(self, truth: Tensor) -> Tensor:
+        """Words (M, 1, k, k) -> (vocabulary + 1,): the occurrences of each, and their number."""
+        return word_sums(truth, self.channels)
+
+    def constant_error(self, sums: Tensor, truth: Tensor) -> Mean:
+        """Cross-entropy of the frequencies so far."""
+        return word_error(sums, truth)
+
 
 # --------------------------------------------------------------------------------------------- features
 
@@ -370,8 +403,8 @@ class FeatureTarget(Target):
 
     def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
         super().__init__(hidden_size, patch_size, teacher)
-        width = self.default_width if teacher is None else teacher.width
-        self.head = feature_head(hidden_size, 2 * hidden_size, width)
+        self.channels = self.default_width if teacher is None else teacher.width
+        self.head = feature_head(hidden_size, 2 * hidden_size, self.channels)
         self.heads = {"fc_mvm": self.head}
 
     def predict(self, tokens: Tensor) -> Tensor:
@@ -424,6 +457,10 @@ class VisibleClipFeature(FeatureTarget):
         apart = F.normalize(predicted.float(), dim=1) - F.normalize(truth.float(), dim=1)
         error = apart.square().sum()
         return Mean(error, torch.full_like(error, len(truth)))
+
+    def sums(self, truth: Tensor) -> Tensor:
+        """Of features of unit length: the direction of their mean is the best constant."""
+        return super().sums(F.normalize(truth.float(), dim=1))
 
 
 @register("latent")

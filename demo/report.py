@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from lib import UserError, run_script
+from lib import NAMES, UserError, run_script
 from media.frames import Frames, row_frames
 from media.tsv import Videos
 from tasks.retrieval.pages import best_and_worst, picture, query, render, write_page
@@ -153,7 +153,8 @@ def losses(demo: Demo) -> list[tuple[str, str]]:
     logged, evaluated = rows(folder / "metrics.jsonl"), rows(folder / "eval.jsonl")
     levels = {"vtm": math.log(1 / demo.result["pretraining"]["chance"]["vtm_acc"])}
     levels |= demo.result["pretraining"]["chance"]
-    names = [name for name in logged[-1] if name in ("mlm", "vtm") or name.startswith("mvm_")]
+    known = ("mlm", "vtm", *(f"mvm_{name}" for name in NAMES["mvm_target"]))
+    names = [name for name in logged[-1] if name in known]
     return [
         (name, chart(name, {"ours": points(logged, name)}, points(evaluated, name), levels.get(name)))
         for name in names

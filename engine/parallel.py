@@ -21,6 +21,7 @@ from torch.optim import AdamW, Optimizer
 from lib import Config, UserError, World, log
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = {"enc_img": "video", "enc_txt": "text", "trsfr": "fusion"}  # of a model; the rest are its heads
 
 # the argument's name from torch 2.13 on, and before
 ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
@@ -166,13 +167,22 @@ def gather(rows: Tensor, world: World | None) -> Tensor:
     return torch.cat(all_gather(rows.contiguous()))
 
 
-def clip(model: nn.Module, most: float) -> Tensor:
-    """Clip the gradients of all processes to the norm `most` (0 or less: not at all); the norm before."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def clip(model: nn.Module, most: float) -> dict[str, Tensor]:
+    """Clip the gradients of all processes to the norm `most` (0 or less: not at all).
+
+    Returns the norms before: `grad_norm`, and `grad_norm_PART` of each of `PARTS` that the model has.
+    """
+    grads: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        part = grads.setdefault(PARTS.get(name.partition(".")[0], "heads"), [])
+        part.extend([] if parameter.grad is None else [parameter.grad])
+    norms = {part: nn.utils.get_total_norm(found) for part, found in grads.items() if found}
+    total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     if most > 0:
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], most, total)
+    nothing = total.new_zeros(())
+    every = {"grad_norm": total, **{f"grad_norm_{part}": norms.get(part, nothing) for part in grads}}
+    return {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in every.items()}
 
 
 def report(config: Config, kind: str, precision: str, device: torch.device) -> None:

@@ -15,13 +15,24 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from batch import Batch, Mean, Output
+from engine.doctor import with_skills
 from lib import UserError, World, log
 from media.files import atomic_path
 
 
+def names_of(rows: Sequence[Mapping[str, Mean]]) -> list[str]:
+    """The names of all means in the rows."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
-    """Rows of means of the same names -> (rows, names, 2): totals and counts."""
-    return torch.stack([torch.stack([torch.stack([m.total, m.count]) for m in row.values()]) for row in rows])
+    """Rows of means -> (rows, `names_of` them, 2): totals and counts, 0 where a row lacks a name."""
+    names = names_of(rows)
+    if any(len(row) < len(names) for row in rows):
+        zero = next(iter(rows[0].values())).total.new_zeros(())
+        rows = [{**dict.fromkeys(names, Mean(zero, zero)), **row} for row in rows]
+    numbers = [number for row in rows for name in names for number in (row[name].total, row[name].count)]
+    return torch.stack(numbers).view(len(rows), len(names), 2)
 
 
 class Recorder:
@@ -72,7 +83,7 @@ class Recorder:
                 self.board.flush()
         paths = [self.folder / file for file in self.files]
         return {
-            "names": list(self.window[0]) if self.window else [],
+            "names": names_of(self.window),
             "window": stack(self.window).cpu() if self.window else [],
             "rates": self.rates,
             "sizes": {path.name: path.stat().st_size if path.exists() else 0 for path in paths},
@@ -102,11 +113,9 @@ class Recorder:
         """
         if not self.window:
             return
-        rows = stack(self.window).cpu()[..., 0]
+        rows, names = stack(self.window).cpu()[..., 0], names_of(self.window)
         for back, (row, seen) in enumerate(zip(rows.flip(0), self.seen[::-1], strict=True)):
-            wrong = [
-                n for n, value in zip(self.window[0], row.tolist(), strict=True) if not np.isfinite(value)
-            ]
+            wrong = [n for n, value in zip(names, row.tolist(), strict=True) if not np.isfinite(value)]
             if wrong:
                 first = (step - back, wrong, seen)
         if rows.isfinite().all():
@@ -119,19 +128,23 @@ class Recorder:
         ids = ", ".join(str(sample["id"]) for sample in seen)
         raise FloatingPointError(f"step {number}: {', '.join(wrong)} not finite; the batch: {ids} ({path})")
 
-    def flush(self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict) -> None:
+    def flush(
+        self, step: int, memory: float, timers: Callable[[], dict[str, float]] = dict
+    ) -> dict[str, float]:
         """Write the mean of the steps since the last call; `FloatingPointError` if one is not finite.
 
-        A loss that no step had anything for, such as that of flow on images alone, is left out. memory: GiB;
-        timers: what took how many seconds since they were last asked.
+        Returns what is written; empty if there was no step. A loss that no step had anything for, such as
+        that of flow on images alone, is left out. memory: GiB; timers: what took how many seconds since they
+        were last asked.
         """
         if not self.window:
-            return
+            return {}
         self.check(step)
         totals, counts = stack(self.window).cpu().unbind(dim=2)
         now = time.perf_counter()
-        pairs = zip(self.window[0], totals.sum(dim=0).tolist(), counts.sum(dim=0).tolist(), strict=True)
-        figures = {name: total / count for name, total, count in pairs if count}
+        sums = (totals.sum(dim=0).tolist(), counts.sum(dim=0).tolist())
+        pairs = zip(names_of(self.window), *sums, strict=True)
+        figures = with_skills({name: total / count for name, total, count in pairs if count})
         seconds = now - self.since
         figures |= {**self.rates, "samples_per_second": self.samples / seconds}
         figures |= {"data_wait": self.waited / seconds, "memory_gib": memory}
@@ -143,6 +156,7 @@ class Recorder:
         self.bar.set_postfix(loss=f"{figures.get('loss', np.nan):.3f}", samples=speed, GiB=f"{memory:.1f}")
         self.window, self.seen = [], []
         self.samples, self.waited, self.since = 0, 0.0, now
+        return figures
 
     def evaluation(
         self, step: int, epoch: int, figures: dict[str, float], protocol: dict[str, Any] | None = None
@@ -248,7 +262,7 @@ class Averages:
     def add(self, output: Output, prefix: str = "") -> None:
         """Take in the losses and scores of a batch."""
         if not prefix:
-            self.weights |= {name: output.weight(name) for name in output.losses}
+            self.weights |= {name: float(output.weight(name)) for name in output.losses}
         for name, mean in {**output.losses, **output.scores}.items():
             total, count = self.sums.get(prefix + name, (0.0, 0.0))
             self.sums[prefix + name] = (total + float(mean.total), count + float(mean.count))

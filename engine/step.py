@@ -14,7 +14,7 @@ import torch.fx.experimental._config
 from torch import Generator, Tensor, nn
 
 from batch import Batch, Mean, Output
-from engine.recorder import stack
+from engine.recorder import names_of, stack
 from lib import World, log
 from media.frames import normalise
 
@@ -61,8 +61,11 @@ def to_host(output: Output) -> Output:
     def copy(means: Mapping[str, Mean]) -> dict[str, Mean]:
         return {name: Mean(fetch(mean.total), fetch(mean.count)) for name, mean in means.items()}
 
-    fetched = {k: fetch(v) if isinstance(v, Tensor) else v for k, v in output.predictions.items()}
-    here = Output(copy(output.losses), output.weights, copy(output.scores))
+    def fetch_all(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: fetch(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+
+    fetched = fetch_all(output.predictions)
+    here = Output(copy(output.losses), fetch_all(output.weights), copy(output.scores))
     if any(mean.total.device.type != "cpu" for mean in output.losses.values()):
         torch.accelerator.synchronize()
     here.predictions = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in fetched.items()}
@@ -98,14 +101,16 @@ def total_loss(output: Output, means: Mapping[str, Mean], processes: int) -> Ten
 
 def values_of(output: Output, means: Mapping[str, Mean]) -> dict[str, Mean]:
     """Each loss and score, counted once if the batch had anything for it, and the losses' sum `loss`."""
-    values = {name: Mean(mean.value, (mean.count >= 1).float()) for name, mean in means.items()}
+    totals, counts = stack([means])[0].unbind(dim=1)
+    pairs = zip((totals / counts.clamp(min=1e-12)).unbind(), (counts >= 1).float().unbind(), strict=True)
+    values = {name: Mean(*pair) for name, pair in zip(means, pairs, strict=True)}
     weighted = torch.stack([output.weight(name) * values[name].total for name in output.losses]).sum()
     return {"loss": Mean(weighted, torch.ones_like(weighted)), **values}
 
 
 def joined_values(steps: Sequence[dict[str, Mean]]) -> dict[str, Mean]:
     """The values of several batches of one step, added up."""
-    return {name: Mean(*pair) for name, pair in zip(steps[0], stack(steps).sum(dim=0), strict=True)}
+    return {name: Mean(*pair) for name, pair in zip(names_of(steps), stack(steps).sum(dim=0), strict=True)}
 
 
 def part_ends(batches: int, parts: int, accumulate: int) -> list[int]:

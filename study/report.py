@@ -9,7 +9,7 @@ from typing import Any
 
 from _tools.convert.marked import split
 from media.files import atomic_path
-from study.run import CONDITIONS, CONFIGS, SHARE, STEPS, TARGETS
+from study.run import CONDITIONS, CONFIGS, STEPS, TARGETS
 
 START, END = "<!-- table -->", "<!-- end of table -->"
 QUOTED = "<!-- study -->", "<!-- end of study -->"  # in docs/targets.md
@@ -222,7 +222,7 @@ Every run pre-trains {STEPS["pretrain"]} steps on the demo's world from the demo
 masks `{BASE["pretrain_masks"][0]}`, `p_mask` {BASE["p_mask"]}, unless the condition says otherwise. Then it
 fine-tunes {STEPS["qa"]} steps on open-ended questions (1024 of them test) and {STEPS["retrieval"]} on
 retrieval (256 texts and videos test). Conditions differ in MVM alone; its loss is weighted so that its
-gradient starts at {SHARE} of that of MLM. `bm`, `am` and `p_mask` are with the target 2d_feature.
+gradient is {BASE["mvm_share"]} of that of MLM. `bm`, `am` and `p_mask` are with the target 2d_feature.
 
 {START}
 {END}

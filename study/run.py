@@ -50,7 +50,6 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "optical_flow, true": {"mvm_target": ["optical_flow"], "oracle": True},
     "depth, true": {"mvm_target": ["depth"], "oracle": True},
 }
-SHARE = 0.1  # with as large a gradient as MLM, a target keeps matching from being learnt in so few steps
 SEEDS = (88, 89, 90)
 STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of every run
 QUICK = dict.fromkeys(STEPS, 4)
@@ -97,50 +96,6 @@ def use_oracles(data: Path, teachers: Path) -> None:
     index = teachers / "oracle.npz"
     TEACHERS["depth"] = lambda _, options: DepthOracle(data, index, width=1, **options)
     TEACHERS["optical_flow"] = lambda _, options: FlowOracle(data, index, width=2, **options)
-
-
-def weights(config: Any) -> dict[str, float]:
-    """`mvm_weight` that gives each target, at the start, a gradient of `SHARE` times that of MLM.
-
-    The gradients are those at the transformer's output. The losses' own scales say little: one sums over
-    hundreds of features, another is a mean. Several targets share the one.
-    """
-    import torch
-
-    from dataset import pretrain_loader
-    from engine.processes import seed_everything
-    from engine.step import seeded, to_device
-    from lib import World
-    from masking import mask_batch
-    from media.tokens import Tokens
-    from model import PretrainModel
-
-    seed_everything(SEEDS[0])
-    tokens = Tokens(config.txt_backbone, config.size_txt)
-    model = PretrainModel.from_config(config)
-    outputs: list[Any] = []
-    model.trsfr.register_forward_hook(lambda *call: outputs.append(call[2]))
-    squares = dict.fromkeys(("mlm", *(f"mvm_{name}" for name in config.mvm_target)), 0.0)
-    loader = pretrain_loader(config, World(torch.device("cpu")), tokens, train=True)
-    for number, batch in zip(range(4), loader.epoch(0), strict=False):
-        masked = mask_batch(
-            to_device(batch, torch.device("cpu")),
-            ["rm"],
-            CONFIGS["pretrain"]["p_mask"],
-            tokens.special,
-            config.size_patch,
-            seeded(88, number),
-            None,
-            model.reads,
-            model.places,
-        )
-        outputs.clear()
-        losses = model(masked).losses
-        for name in squares:
-            (gradient,) = torch.autograd.grad(losses[name].value, outputs[0], retain_graph=True)
-            squares[name] += float(gradient.square().sum())
-    shares = {name: SHARE * (squares["mlm"] / square) ** 0.5 for name, square in squares.items()}
-    return {name: shares[f"mvm_{name}"] / len(config.mvm_target) for name in config.mvm_target}
 
 
 # -------------------------------------------------------------------------------------------- one run
@@ -194,7 +149,7 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         "condition": condition,
         "seed": seed,
         "steps": steps,
-        "mvm_weight": config["mvm_weight"],
+        "mvm_share": config["mvm_share"],
         "pretraining": last_row(pretrained / "metrics.jsonl"),
         "qa": last_row(answered / "eval.jsonl"),
         "retrieval": last_row(ranked / "eval.jsonl"),
@@ -207,9 +162,7 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 def configs(
     condition: str, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of the pre-training, its losses weighted, and what it has in common with the tasks'."""
-    from lib import Config
-
+    """The config of the pre-training, and what it has in common with the tasks'."""
     if CONDITIONS[condition].get("oracle"):
         use_oracles(options.data, options.teachers)
     bert = str(options.data / "bert")
@@ -220,7 +173,6 @@ def configs(
     }
     given |= {"path_output": str(folder), "seed": seed, "data_dir": str(options.data)}
     config = pretraining(condition, options.data, options.teachers, options.backbone) | given
-    config["mvm_weight"] = {} if condition == "none" else weights(Config(**config))
     return config, given
 
 

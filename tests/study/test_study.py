@@ -218,18 +218,11 @@ def test_runs_of_other_steps_are_not_mixed_in(tmp_path):
     assert study_report.read_runs(tmp_path) == {}
 
 
-def test_targets_begin_with_a_share_of_the_gradient_of_mlm(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(study.CONDITIONS, "both", {"mvm_target": ["pixel", "hog"]})
-    files = {"txt_backbone": str(world / "bert"), "fusion_encoder": str(world / "bert"), "n_workers": 0}
-    files |= {"vis_backbone_init": "random", "size_batch": 8}
-    one, two = (
-        study.weights(Config(**study.pretraining(name, world, tmp_path, tmp_path) | files))
-        for name in ("pixel", "both")
-    )
-    assert two["pixel"] == pytest.approx(one["pixel"] / 2, rel=0.5)  # each has half of the share
-    monkeypatch.setattr(study, "SHARE", 2 * study.SHARE)
-    again = study.weights(Config(**study.pretraining("pixel", world, tmp_path, tmp_path) | files))
-    assert again["pixel"] == pytest.approx(2 * one["pixel"])
+def test_conditions_are_balanced_and_none_has_nothing_to_balance(tmp_path):
+    for condition in study.CONDITIONS:
+        config = Config(**study.pretraining(condition, tmp_path, tmp_path, tmp_path))
+        assert (config.mvm_weight, config.mvm_share) == ("balanced", 0.1)
+        assert ("mvm" in config.pretrain_tasks) == (condition != "none")
 
 
 def test_rank_correlation():
