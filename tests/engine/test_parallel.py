@@ -286,6 +286,9 @@ def test_a_process_may_have_nothing_to_evaluate(tmp_path):
         def epoch(self, _):
             return iter(self.items)
 
+        def sources(self):
+            return {}
+
     def work(world):
         agent = Agent(tiny_config(tmp_path, size_epoch=0), world, Counted())
         assert agent.fit(None, Split(world.rank)) == {"loss": 2.5, "error": 2.5}

@@ -236,6 +236,9 @@ class Stream:
     def epoch(self, _, skip=0):
         return iter([{"id": ["clip"], "corpus": ["one"]}])
 
+    def sources(self):
+        return {}
+
 
 def test_the_best_epoch_is_that_of_val_and_kept_beside_the_last(tmp_path):  # Deviation 10
     found = {"val": iter([0.9, 0.2, 0.5, 0.5, 0.4]), "test": iter([0.0, 0.9, 0.1, 0.2, 0.3])}
