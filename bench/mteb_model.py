@@ -4,10 +4,10 @@
     python -m bench.mteb_model --checkpoint _snapshot/_msrvtt-retrieval_TIME --mock
     python -m bench.mteb_model --checkpoint _snapshot/_msrvtt-retrieval_TIME --benchmark "MVEB(text, video)"
 
-`--mock` needs no data and no network: it shows that everything fits together, its scores mean nothing. The
-other command downloads the videos of the benchmark, or of the tasks that `--tasks` names, and writes results to
-`_snapshot/mteb`. Videos are decoded as for training. A checkpoint without embeddings (`fc_vtc`) runs the
-tasks of videos alone, on the features of the video encoder.
+`--mock` needs no data and no network: it shows that everything fits together, and its scores mean nothing.
+The other command downloads the videos of a benchmark (`--tasks` names single tasks instead) and writes the
+results to `_snapshot/mteb`. Videos are decoded as for training. A checkpoint without embeddings (`fc_vtc`)
+runs the tasks of videos alone, on the features of the video encoder.
 """
 
 import argparse
