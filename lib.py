@@ -297,7 +297,8 @@ class Config:
     compress_gradients: bool = key(False, TRAINING, STEPS)
     """exchange gradients between processes in bf16, with half of the bytes; ddp and zero1 alone"""
     deepspeed: bool = key(False, TRAINING, STEPS)
-    """key of published configs: bf16 (fp16 where there is no bf16), and zero1 on GPUs of less than 24 GB"""
+    """key of published configs: bf16 (without it fp16 on a GPU, float32 on a CPU), and zero1 on GPUs of less
+    than 24 GB"""
     compile: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
     """compile the video encoder and the cross-modal transformer; auto: on CUDA, if Triton is installed"""
     tf32: bool = key(False, EVERY, STEPS)

@@ -29,8 +29,11 @@ SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in ARGUMENTS els
 
 
 def choose_precision(config: Config, device: torch.device) -> str:
-    """The value of `amp`; with `deepspeed` and amp off, half precision. A key of `AMP`, or off."""
-    if not config.deepspeed or config.amp != "off":
+    """The value of `amp`; with `deepspeed` and amp off, half precision. A key of `AMP`, or off.
+
+    `deepspeed` is for speed: on a processor that emulates bf16 a step would take many times as long.
+    """
+    if not config.deepspeed or config.amp != "off" or emulates_bf16(device):
         return config.amp
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "fp16"

@@ -298,7 +298,12 @@ def test_a_process_may_have_nothing_to_evaluate(tmp_path):
 
 def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch):
     config, two = Config(deepspeed=True), World(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr("engine.parallel.emulates_bf16", lambda _: False)
     assert (choose_precision(config, two.device), choose_parallel(config, two)) == ("bf16", "ddp")
+    with monkeypatch.context() as slow:
+        slow.setattr("engine.parallel.emulates_bf16", lambda device: device.type == "cpu")
+        assert choose_precision(config, two.device) == "off"
+        assert choose_precision(Config(deepspeed=True, amp="bf16"), two.device) == "bf16"
     with monkeypatch.context() as small:
         small.setattr("engine.parallel.short_of_memory", lambda _: True)
         assert choose_parallel(config, two) == "zero1"
