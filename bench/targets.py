@@ -7,6 +7,8 @@ no backward pass, and of the head, forward and backward. They are counted on tor
 published sizes of the teachers; `share` is beside the 17.3 TFLOP of the rest of the step.
 """
 
+import functools
+
 import torch
 
 from bench.measure import flops
@@ -31,8 +33,8 @@ def main() -> None:
         read = target.tokens(torch.empty(1, FRAMES * 50, WIDTH, device="meta"), (FRAMES, 7, 7)).shape[-1]
         share = 1 - HIDDEN if name == "clip_visible" else HIDDEN
         tokens = torch.empty(round(share * patches), read, device="meta")
-        taught = flops(lambda t=teachers.get(name): t.compute(frames)) if teachers else 0
-        headed = 3 * flops(lambda t=target, x=tokens: t.predict(x))
+        taught = flops(functools.partial(teachers[name].compute, frames)) if teachers else 0
+        headed = 3 * flops(functools.partial(target.predict, tokens))
         print(f"| `{name}` | {taught / 1e12:.2f} | {headed / 1e12:.3f} | {(taught + headed) / STEP:.1%} |")
 
 
