@@ -343,6 +343,7 @@ class Agent:
                 figures |= {prefix + name: value for name, value in found.items()}
         if figures:
             self.recorder.evaluation(self.step, epoch, figures)
+        if 0 < self.step < self.total:  # else at the end of the run
             self.doctor.report()
         return figures
 

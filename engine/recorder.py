@@ -30,7 +30,7 @@ def stack(rows: Sequence[Mapping[str, Mean]]) -> Tensor:
     names = names_of(rows)
     if any(len(row) < len(names) for row in rows):
         zero = next(iter(rows[0].values())).total.new_zeros(())
-        rows = [dict.fromkeys(names, Mean(zero, zero)) | row for row in rows]
+        rows = [{**dict.fromkeys(names, Mean(zero, zero)), **row} for row in rows]
     numbers = [number for row in rows for name in names for number in (row[name].total, row[name].count)]
     return torch.stack(numbers).view(len(rows), len(names), 2)
 

@@ -33,7 +33,7 @@ def other_value(name: str) -> object:
         "mvm_weight": {"hog": 2.0}, "mask_pos": "insert", "text_rules": "fixed", "eval_split": "val",
         "size_img": 128, "size_patch": 32, "vis_backbone": "vidswin", "vis_backbone_size": "large",
         "vis_backbone_init": "2d", "kinetics": 400, "amp": "bf16", "parallel": "zero1", "logger": "wandb",
-        "teacher_init": "random", "device": "cpu",
+        "teacher_init": "random", "device": "cpu", "use_checkpoint": True, "compile": True,
     }  # fmt: skip
     if name in special:
         return special[name]
