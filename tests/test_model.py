@@ -207,6 +207,7 @@ def test_checkpoint_may_lack_heads_but_no_part_of_an_encoder(tmp_path, tiny_mode
 
 
 ALL = ["3d_feature", "2d_feature", "2d_clip_feature", "pixel", "hog", "optical_flow", "depth", "vq"]
+ALL += ["clip_visible", "latent", "random_feature"]
 
 
 def model_of(targets, **options) -> PretrainModel:
