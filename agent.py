@@ -345,6 +345,7 @@ class Agent:
         if figures:
             protocol = self.protocol(loaders) if self.world.is_main else {}
             self.recorder.evaluation(self.step, epoch, figures, protocol)
+        if 0 < self.step < self.total:  # else at the end of the run
             self.doctor.report()
         return figures
 

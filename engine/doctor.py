@@ -43,7 +43,7 @@ class Verdict:
     step: int
     sentence: str
     until: int | None = None
-    """step of the first line at which it no longer held"""
+    """last step at which it held, once that is `RECENT` steps ago"""
 
 
 class History:
@@ -149,12 +149,12 @@ def skills(history: History) -> Findings:
     meanings = {"vtm": "texts are chosen by chance", "mlm": "frequent words are predicted"}
     for name in history.names(SKILL):
         skill = history.recent(name + SKILL)
-        if skill is None or history.step < history.due or skill > 0.01 or history.gain(name + SKILL) > 0.02:
+        if skill is None or history.step < history.due or skill > 0.01 or history.gain(name + SKILL) > 0.01:
             continue
         variance = history.recent(name + VARIANCE)
         if variance is not None and variance < FLAT:
             continue  # see `heads`
-        why = meanings.get(name, "it predicts a constant")
+        why = meanings.get(name, "it predicts no better than a constant")
         if skill < -0.2:
             why = "it is worse than a constant and does not improve; lr may be too high"
         yield name + SKILL, f"{short(name)}: skill {skill:.2f} after {history.step} steps: {why}."
@@ -221,6 +221,7 @@ class Doctor:
         self.rules = RULES if frozen else (*RULES, gradients)
         self.history = History(total)
         self.verdicts: list[Verdict] = []
+        self.held: dict[str, int] = {}  # rule -> the last step at which it held
 
     def resume(self) -> None:
         """Judge the lines that the run has written so far again, so that verdicts are as they were."""
@@ -240,7 +241,7 @@ class Doctor:
             log.warning("doctor: %s", verdict.sentence)
         for verdict, until in zip(self.verdicts, before, strict=False):
             if until is None and verdict.until is not None:
-                log.info("doctor: from step %d on no longer so: %s", step, verdict.sentence)
+                log.info("doctor: no longer so since step %d: %s", verdict.until, verdict.sentence)
         if before != [verdict.until for verdict in self.verdicts]:
             self.write()
 
@@ -248,10 +249,11 @@ class Doctor:
         """Take in a line; returns the verdicts that are new."""
         self.history.add(step, figures)
         found = {name: text for rule in self.rules for name, text in rule(self.history)}
-        open_ones = {verdict.rule for verdict in self.verdicts if verdict.until is None}
+        self.held |= dict.fromkeys(found, step)
         for verdict in self.verdicts:
-            if verdict.until is None and verdict.rule not in found:
-                verdict.until = step
+            if verdict.until is None and step - self.held[verdict.rule] >= RECENT:
+                verdict.until = self.held[verdict.rule]
+        open_ones = {verdict.rule for verdict in self.verdicts if verdict.until is None}
         new = [Verdict(name, step, text) for name, text in found.items() if name not in open_ones]
         self.verdicts += new
         return new

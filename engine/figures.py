@@ -161,7 +161,7 @@ class Balance(nn.Module):
     """Weights of losses whose gradients are to be as large as that of a reference: state of the run."""
 
     memory = 0.7  # of the squares at each measurement
-    most = 100.0  # a head that starts at zero has no gradient yet
+    most = 1000.0  # a head that starts near zero has hardly a gradient yet
 
     def __init__(self, reference: str, losses: Sequence[str], share: float) -> None:
         """share: of the gradients of all `losses` together, as a multiple of that of `reference`."""

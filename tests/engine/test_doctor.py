@@ -31,7 +31,7 @@ from tests.test_agent import lines
 
 ALONE = World(torch.device("cpu"))
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
-WAYS = {"left": (-6, 0), "right": (6, 0), "up": (0, -6), "down": (0, 6)}
+WAYS = {"left": (-2, 0), "right": (2, 0), "up": (0, -2)}  # by colour, so that flow is soon learnt too
 TARGETS = [*mvm_targets.TARGETS]
 
 
@@ -57,7 +57,7 @@ def write_world(folder: Path, rows: int = 64) -> Path:
     random = np.random.default_rng(5)
     images, captions = [], []
     for row in range(rows):
-        colour, way = list(COLOURS)[row % 3], list(WAYS)[row // 3 % 4]
+        colour, way = list(COLOURS)[row % 3], list(WAYS)[row % 3]
         images.append(b"\t".join([f"w{row}".encode(), *moving_texture(colour, way, row)]))
         size, shape = random.choice(["small", "large"]), random.choice(["square", "star", "circle"])
         caption = f"a {size} {colour} {shape} moves {way}"
@@ -142,18 +142,18 @@ def findings(monkeypatch, tmp_path, world):
 # ------------------------------------------------------------------------------------------ healthy and ill
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_healthy_run_raises_no_alarm(findings, target):
-    folder, verdicts = findings(mvm_target=[target], mvm_weight="balanced")
+@pytest.mark.parametrize("targets", [TARGETS[:4], TARGETS[4:8], TARGETS[8:]], ids=str)
+def test_a_healthy_run_raises_no_alarm(findings, targets):
+    folder, verdicts = findings(mvm_target=targets, mvm_weight="balanced")
     assert verdicts == {}
     assert "doctor: nothing found" in (folder / "log.txt").read_text()
     rows = lines(folder / "metrics.jsonl")
     assert rows[-1]["vtm_skill"] > 0.05 and rows[-1]["mlm_skill"] > 0.1
-    assert {f"mvm_{target}_{figure}" for figure in ("skill", "rank", "similarity", "weight")} <= rows[
-        -1
-    ].keys()
     assert {"video_rank", "video_similarity", "text_rank", "text_similarity"} <= rows[-1].keys()
-    assert {"gradient_mlm", "gradient_vtm", f"gradient_mvm_{target}"} <= rows[0].keys()
+    assert {"gradient_mlm", "gradient_vtm"} <= rows[0].keys()
+    for target in targets:
+        figures = {f"mvm_{target}_{name}" for name in ("skill", "rank", "similarity", "weight")}
+        assert figures <= rows[-1].keys() and f"gradient_mvm_{target}" in rows[0]
 
 
 def batches_changed(monkeypatch, change) -> None:
@@ -251,8 +251,8 @@ def test_a_verdict_that_ends_says_so_and_a_resumed_run_judges_as_before(tmp_path
         doctor.examine(row["step"], {"video_contrast": row["video_contrast"]})
     doctor.report()
     (verdict,) = json.loads((tmp_path / "doctor.json").read_text())
-    assert (verdict["step"], verdict["until"]) == (5, 30)  # the mean of 20 steps is above the limit at once
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    assert (verdict["step"], verdict["until"]) == (5, 25)  # the mean of 20 steps is above the limit at once
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
     again = Doctor(tmp_path, ALONE, total=100)
     again.resume()
     assert again.verdicts == doctor.verdicts
@@ -398,7 +398,7 @@ def test_a_step_is_balanced_by_its_own_gradients_from_the_first_on(tmp_path):
     values = loop.train_step([masked_batch(frames=2)])
     for name in ("pixel", "hog"):
         share = value(values[f"gradient_mvm_{name}"]) / value(values["gradient_mlm"])
-        assert share == pytest.approx(0.5, rel=1e-4) or value(values[f"mvm_{name}_weight"]) == 50
+        assert share == pytest.approx(0.5, rel=1e-4) or value(values[f"mvm_{name}_weight"]) == 500
     weighted = sum(value(values[f"mvm_{n}_weight"]) * value(values[f"mvm_{n}"]) for n in ("pixel", "hog"))
     assert value(values["loss"]) == pytest.approx(
         weighted + value(values["mlm"]) + value(values["vtm"]), rel=1e-5

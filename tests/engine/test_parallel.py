@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import re
 import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -39,6 +40,8 @@ from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
 from video_swin import Size, VideoSwin
 
 ALONE = World(torch.device("cpu"))
+# figures of how the samples differ that a process sees at a time
+OF_A_BATCH = re.compile("_(rank|similarity|variance|repeats)$|^gradient_")
 WAYS = {
     "ddp": {},
     "ddp, accumulated": {"accumulate": 2},
@@ -155,7 +158,8 @@ def five_steps(folder: Path, world: World, kind: str, values: dict) -> dict[str,
         agent.set_rates()
         means = agent.train_step(batches)
         if agent.step == 1:
-            figures = {name: mean.value.clone() for name, mean in means.items()}
+            joined = {name: mean for name, mean in means.items() if not OF_A_BATCH.search(name)}
+            figures = {name: mean.value.clone() for name, mean in joined.items()}
             gradients = {name: joint(p.grad) for name, p in named.items() if p.grad is not None}
     parameters = {name: joint(p.detach()) for name, p in named.items()}
     return {"figures": figures, "gradients": gradients, "parameters": parameters}
@@ -409,6 +413,37 @@ def test_bf16_on_a_processor_that_only_emulates_it_is_warned_of(monkeypatch, has
     monkeypatch.setattr(log, "warning", lambda text, *_: warned.append(text))
     report(Config(amp="bf16"), "none", "bf16", torch.device("cpu"))
     assert len(warned) == (not has)
+
+
+def run_state(folder: Path, world: World, values: dict) -> tuple[dict, dict]:
+    """The state of running means and balanced weights after three steps, and the last step's figures."""
+    torch.manual_seed(0)
+    targets = ["pixel", "hog"]
+    model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=targets, mvm_weight="balanced")
+    agent = agent_of(folder, model, world, **values)
+    agent.weigh = model.weigh
+    for agent.step in range(3):
+        means = agent.train_step(shares(pretrain_batch(), world.rank, world.size, 1))
+        model.follow(agent.step / 10, world)
+    state = {name: dict(module.state_dict()) for name, module in model.followers().items()}
+    return state, {name: mean.value for name, mean in means.items()}
+
+
+def test_running_means_and_balanced_weights_are_the_same_on_all_processes(tmp_path):
+    def work(world):
+        found = {kind: run_state(tmp_path, world, {"parallel": kind}) for kind in ("ddp", "zero1", "fsdp")}
+        first, second = world.gather(found)
+        for kind, (state, figures) in first.items():
+            assert all(torch.equal(value, second[kind][1][name]) for name, value in figures.items()), kind
+            for name, tensors in state.items():
+                assert all(torch.equal(t, second[kind][0][name][key]) for key, t in tensors.items()), name
+        if world.is_main:
+            torch.save(first, tmp_path / "two.pt")
+
+    on_two_processes(work)
+    alone, _ = run_state(tmp_path, ALONE, {})
+    for state, _ in torch.load(tmp_path / "two.pt", weights_only=True).values():
+        torch.testing.assert_close(state["running"], alone["running"], rtol=1e-5, atol=1e-5)
 
 
 def averages(folder: Path, world: World, values: dict) -> dict[str, torch.Tensor]:
