@@ -28,11 +28,10 @@ from lib import UserError, run_script
 from media.kinds import as_arguments
 from model import PretrainModel
 from tasks.pictures import hide_and_rebuild, over_frames, strip
-from tasks.retrieval.library import Library
+from tasks.retrieval.library import CACHE, Library
 from tasks.retrieval.sources import open_source
 from violet import Pretrained, load
 
-CACHE = Path("_snapshot/search")
 SHOWN = 6  # videos that a search shows
 HEIGHT = 192  # of a picture, pixels
 MASKS = {"random patches": "rm", "blocks": "bm"}

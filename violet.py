@@ -16,7 +16,6 @@ wrote. In under a minute on a laptop, after `make demo`:
 
 import argparse
 import dataclasses
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +27,13 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from engine.arguments import load_config
+from engine.arguments import load_config, parse_with_keys
 from engine.processes import choose_device
 from layers.embedding import Embedding
-from lib import KEYS, Config, UserError, log, lookup, run_script
+from lib import Config, UserError, log, lookup, run_script
 from media.decoding import SAME, is_picture, to_rgb
 from media.files import read_json
 from media.frames import Linked, Transform, even_frames, normalise
-from media.kinds import as_arguments
 from media.tokens import Tokens
 from media.tsv import BadRow
 from model import check_trained, encoder_arguments, matching_head
@@ -398,10 +396,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
         "text", nargs="+", help='texts to match with the video; a text that ends with "?" is a question'
     )
     parser.add_argument("--config", default="", help="config (default: the one in the checkpoint's folder)")
-    for key in KEYS:
-        parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments))))
-    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
+    return parse_with_keys(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

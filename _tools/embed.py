@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 import root  # noqa: F401
-from lib import KEYS, UserError, run_script, shown
+from engine.arguments import parse_with_keys
+from lib import UserError, run_script, shown
 from media.files import writing
-from media.kinds import as_arguments
 from tasks.retrieval.sources import open_source
 from tasks.retrieval.vectors import Vectors, maker, sha256
 from violet import FEATURES, load
@@ -34,10 +34,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, st
     parser.add_argument("--config", default="", help="config (default: the one in the checkpoint's folder)")
     parser.add_argument("--output", type=Path, required=True, help="file to write, .npz")
     parser.add_argument("--features", choices=FEATURES, default="", help="default: embedding, else pooled")
-    for key in KEYS:
-        parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments)))
-    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
+    return parse_with_keys(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,13 +12,12 @@ and text tokens are those of the config; `--KEY VALUE` overrides one. In under a
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import root  # noqa: F401
-from lib import KEYS, run_script
+from engine.arguments import parse_with_keys
+from lib import run_script
 from media.files import writing
-from media.kinds import as_arguments
 from tasks.retrieval.serving import export
 from violet import load
 
@@ -30,10 +29,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, st
     parser.add_argument("--config", default="", help="config (default: the one in the checkpoint's folder)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--onnx", action="store_true", help="write ONNX files too")
-    for key in KEYS:
-        parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments)))
-    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
+    return parse_with_keys(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

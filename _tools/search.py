@@ -20,15 +20,13 @@ import urllib.parse
 from pathlib import Path
 
 import root  # noqa: F401
-from lib import KEYS, run_script, shown
+from engine.arguments import parse_with_keys
+from lib import run_script, shown
 from media.files import writing
-from media.kinds import as_arguments
-from tasks.retrieval.library import RERANKED, Found, Library
+from tasks.retrieval.library import CACHE, RERANKED, Found, Library
 from tasks.retrieval.pages import TEMPLATES, render, strip, write_page
 from tasks.retrieval.sources import THUMBNAIL, Source, open_source
 from violet import load
-
-CACHE = Path("_snapshot/search")
 
 
 def page(path: Path, source: Source, texts: list[str], found: list[Found]) -> None:
@@ -57,11 +55,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict[str, st
     parser.add_argument("--rerank", dest="reranked", type=int, default=RERANKED, help=help_)
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of indices (default: {CACHE})")
     parser.add_argument("--html", type=Path, help="page to write")
-    for key in KEYS:
-        if key != "rerank":
-            parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else arguments)))
-    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
+    return parse_with_keys(parser, arguments, own=["rerank"])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The config of a run: from a file, from the command line, and from the run that made a checkpoint."""
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -12,6 +13,7 @@ import jsonargparse
 
 from lib import KEYS, SCRIPTS, Config, UserError, log, lookup
 from media.files import read_json
+from media.kinds import as_arguments
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 FLAGS = {name for name, field in FIELDS.items() if field.type is bool or bool in get_args(field.type)}
@@ -136,6 +138,21 @@ def split_arguments(given: Sequence[str]) -> tuple[str, Values]:
     if ignored:
         log.warning("ignored, without meaning in this code: %s", ", ".join(ignored))
     return files[0], {name: value_of(name, options[name]) for name in options if name not in ignored}
+
+
+def parse_with_keys(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, own: Sequence[str] = ()
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The options of a program that takes a checkpoint, and the keys of its config that are overridden.
+
+    Every key but those of the same name as an `own` option is an option that `--help` does not list.
+    `arguments`: None takes those of the command line.
+    """
+    for key in KEYS:
+        if key not in own:
+            parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(as_arguments(sys.argv[1:] if arguments is None else list(arguments))))
+    return argparse.Namespace(**given), {key: given[key] for key in KEYS if key in given}
 
 
 def value_of(name: str, words: list[str]) -> str:

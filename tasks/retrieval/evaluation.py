@@ -312,7 +312,7 @@ def report_figures(
 ) -> dict[str, Any]:
     """Write the files of an evaluation to its run folder, and log its figures.
 
-    After re-ranking, figures of the embeddings alone (`similar`) stand beside.
+    After re-ranking, the figures of the embeddings alone (`similar`) are added.
     """
     found = figures(scores, np.array(gallery.owner))
     rows = rank_rows(scores, gallery)

@@ -24,6 +24,7 @@ from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from tasks.retrieval.sources import Source, embed_all
 from tasks.retrieval.vectors import maker, sha256
 
+CACHE = Path("_snapshot/search")  # folder of all libraries, unless another is named
 RERANKED = 50  # of the most similar videos that the transformer scores
 Found = list[tuple[str, float]]  # names of videos with their scores, the best first
 

@@ -28,7 +28,7 @@ class RetrievalModel(Violet):
     With `pair_batch` so many pairs are fused at a time and their activations computed again in the backward
     pass, and videos are encoded `sqrt(pair_batch)` at a time in the same way: a batch of any size trains in
     about the memory of one of that many clips. With a `world`, the other processes' videos and texts are
-    paired too. With `vtc` embeddings are trained beside (`fc_vtc`), on the batches of all processes of
+    paired too. With `vtc` embeddings are trained too (`fc_vtc`), on the batches of all processes of
     `vtc_world`.
     """
 

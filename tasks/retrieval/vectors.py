@@ -115,9 +115,8 @@ class Vectors:
             begun = time.monotonic()
             if begun - saved > EVERY:
                 self.save(frames)
-                saved = time.monotonic() + 20 * (
-                    time.monotonic() - begun
-                )  # a large file is written more rarely
+                written = time.monotonic()
+                saved = written + 20 * (written - begun)  # a large file is written more rarely
         for values in (self.rows, self.stamps, self.times, self.damaged):
             reorder(values, source)
         if new or changed or not self.path.exists():
