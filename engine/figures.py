@@ -152,7 +152,7 @@ def task_gradients(losses: Mapping[str, Mean], output: Tensor) -> dict[str, Mean
         (gradient,) = torch.autograd.grad(
             scale * mean.value, output, retain_graph=True, materialize_grads=True
         )
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32) / scale
+        norm = torch.linalg.vector_norm(gradient.float()) / scale
         found[f"gradient_{name}"] = Mean(norm, (mean.count.detach() >= 1).float())
     return found
 

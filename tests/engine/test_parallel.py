@@ -420,7 +420,7 @@ def run_state(folder: Path, world: World, values: dict) -> tuple[dict, dict]:
     torch.manual_seed(0)
     targets = ["pixel", "hog"]
     model = PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=targets, mvm_weight="balanced")
-    agent = agent_of(folder, model, world, **values)
+    agent = agent_of(folder, model.double(), world, **values)
     agent.weigh = model.weigh
     for agent.step in range(3):
         means = agent.train_step(shares(pretrain_batch(), world.rank, world.size, 1))
