@@ -24,8 +24,7 @@ LAYERS = [
     {"app"},
     {"_tools", "demo"},
     {"study"},
-    {"tests"},
-    {"bench"},
+    {"tests", "bench"},
 ]
 PLACES = {name: place for place, names in enumerate(LAYERS) for name in names}
 FILES = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in PLACES

@@ -603,7 +603,7 @@ def test_shards_hold_the_same_rows_and_a_composite_yaml_names_them(tmp_path: Pat
 def test_frames_alone_need_no_captions(four: Path, tmp_path: Path) -> None:
     (tmp_path / "n.csv").write_text("video\nclip0.mp4\nclip1.mp4\n")
     run(tmp_path / "n.csv", tmp_path / "out", "--frames_only")
-    endings = ("tsv", "lineidx", "id2lineidx.pkl", "failures.tsv", "manifest.jsonl")
+    endings = ("tsv", "lineidx", "fieldidx.npy", "id2lineidx.pkl", "failures.tsv", "manifest.jsonl")
     assert set(all_bytes(tmp_path / "out")) == {f"img_x.{ending}" for ending in endings}
     videos = Videos(tmp_path / "out/img_x.tsv")
     assert list(videos.rows) == ["clip0"] and len(videos["clip0"]) == 1 + 6
