@@ -191,8 +191,8 @@ def black_frames(monkeypatch) -> None:
 def frozen_text(monkeypatch) -> None:
     original = model.PretrainModel.from_config
 
-    def made(config):
-        found = original(config)
+    def made(*given):
+        found = original(*given)
         found.enc_txt.requires_grad_(False)
         return found
 
