@@ -561,7 +561,9 @@ def test_a_file_system_that_is_full(tmp_path, monkeypatch, capfd):
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_samples(tmp_path):
     agent = line_agent(tmp_path, save_minutes=0, logging_steps=5)
-    with pytest.raises(FloatingPointError, match=r"step 3: loss, error, grad_norm not finite; the batch: n2"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 3: loss, error, grad_norm, grad_norm_heads not finite; the batch: n2"
+    ):
         agent.fit(Numbers(spoilt=2), None)
     found = json.loads((agent.folder / "not_finite_0.json").read_text())
     assert found["step"] == 3 and found["samples"] == [{"corpus": "numbers", "index": 2, "id": "n2"}]
@@ -584,7 +586,8 @@ def test_fp16_skips_such_a_step_and_the_mean_leaves_it_out(tmp_path):
 def test_figures_say_where_the_time_goes_and_board_and_file_agree(tmp_path):
     folder = fit(tmp_path, logging_steps=2).folder
     rows = lines(folder / "metrics.jsonl")
-    names = {"loss", "error", "grad_norm", "lr", "lr_swin", "samples_per_second", "data_wait", "memory_gib"}
+    names = {"loss", "error", "grad_norm", "grad_norm_heads", "lr", "lr_swin"}
+    names |= {"samples_per_second", "data_wait", "memory_gib"}
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert all(row.keys() == {"step", *names} for row in rows)
     assert on_board(folder) == in_files(folder)
