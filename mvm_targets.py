@@ -280,7 +280,7 @@ class Hog(PictureTarget):
 
     def __init__(self, hidden_size: int, patch_size: int = 32, teacher: Teacher | None = None) -> None:
         super().__init__(hidden_size, patch_size, teacher)
-        with torch.no_grad():  # nearly all of a picture is 0: torch's random weights begin far worse
+        with torch.no_grad():  # Deviation 21: nearly all of a picture is 0
             for parameter in self.head.parameters():
                 parameter.mul_(0.01)
 
@@ -487,9 +487,8 @@ class Latent(FeatureTarget):
         """Move the average towards the encoder, of which each process may hold a shard; 0: copy it."""
         if self.teacher is None or self.teacher.network is None:
             return
-        network = self.teacher.network.to(next(encoder.parameters()).device)
-        average = list(network.parameters())
-        own = [whole(p).to(mine.dtype) for p, mine in zip(encoder.parameters(), average, strict=True)]
+        average = list(self.teacher.network.parameters())  # on the device of the teacher
+        own = [whole(p).to(mine) for p, mine in zip(encoder.parameters(), average, strict=True)]
         momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2 if progress else 0.0
         get_ema_multi_avg_fn(momentum)(average, own, 0)
 

@@ -25,12 +25,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torchvision.models.optical_flow import raft_large
-from transformers import BertConfig, DPTConfig, DPTForDepthEstimation
+from transformers import BertConfig
 
 from agent import Agent
 from batch import Batch, SpecialTokens
@@ -46,14 +44,9 @@ from tasks.pretraining import mask
 from tasks.qa.model import ChoiceModel, MaskModel
 from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
-from teachers.base import Teacher
-from teachers.dalle_encoder import DalleEncoder
-from teachers.depth import DptTeacher
-from teachers.features import TimmTeacher, VideoSwinTeacher
-from teachers.flow import RaftTeacher
 from teachers.hog import hog_picture
-from teachers.vq import DalleTeacher
-from video_swin import SIZES, Size, VideoSwin
+from tests.conftest import small_teacher
+from video_swin import SIZES, Size
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)
 WORDS = cast(Tokens, types.SimpleNamespace(special=SPECIAL))
@@ -87,37 +80,6 @@ Figures = dict[str, Any]
 
 
 # -------------------------------------------------------------------------------------------------- inputs
-
-
-def small_teacher(target: str) -> Teacher | None:
-    """A small teacher with random weights, of the class that the target has; None if it has none."""
-    swin = {"embed_dim": 32, "depths": (1, 1, 1, 1), "strict_img_size": False}
-    vit = {"embed_dim": 64, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
-    dpt = DPTConfig(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16] * 4,
-        fusion_hidden_size=16,
-        image_size=64,
-    )
-    make: dict[str, Callable[[], Teacher]] = {
-        "3d_feature": lambda: VideoSwinTeacher(VideoSwin(SMALL)),
-        "2d_feature": lambda: TimmTeacher(
-            timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **swin)
-        ),
-        "2d_clip_feature": lambda: TimmTeacher(
-            timm.create_model("vit_base_patch32_clip_224", num_classes=0, **vit)
-        ),
-        "optical_flow": lambda: RaftTeacher(raft_large(), width=2),
-        "depth": lambda: DptTeacher(DPTForDepthEstimation(dpt), width=1),
-        "vq": lambda: DalleTeacher(DalleEncoder(16, 64, 1), width=64),
-    }
-    make |= dict.fromkeys(("latent", "random_feature"), make["3d_feature"])
-    make["clip_visible"] = make["2d_clip_feature"]
-    return make[target]() if target in make else None
 
 
 def batch_of(size: int, frames: int, pixels: int, words: int = 32, options: int = 0, seed: int = 0) -> Batch:
@@ -161,7 +123,7 @@ def drawn_cases(pixels: int) -> Iterator[tuple[str, nn.Module, Batch]]:
     """As `cases`, with the models as they are trained."""
     for name in TARGETS:
         torch.manual_seed(1)
-        teacher = small_teacher(name)
+        teacher = small_teacher(name, SMALL)
         given = {name: teacher} if teacher else {}
         model = PretrainModel(SMALL_BERT, SMALL_BERT, SMALL, targets=[name], teachers=given)
         config = Config(mvm_target=[name], p_mask=0.3)
@@ -179,8 +141,8 @@ def pretraining(device: torch.device, **values: Any) -> Agent:
     published = device.type != "cpu"
     values = {"amp": "bf16", "mvm_target": ["pixel"], **values}
     torch.manual_seed(0)
-    teachers = {name: small_teacher(name) for name in values["mvm_target"]}
     bert, size = (BertConfig(), SIZES["base"]) if published else (SMALL_BERT, SMALL)
+    teachers = {name: small_teacher(name, size) for name in values["mvm_target"]}
     config = Config(path_output=tempfile.mkdtemp(), task="bench", device=str(device), **values)
     with device:
         model = PretrainModel(

@@ -26,7 +26,7 @@ from transformers import BertTokenizerFast
 
 import main_pretrain_yaml
 from lib import run_script
-from tests.conftest import WORDS, tiny_bert, write_corpus
+from tests.conftest import WORDS, demo_network, tiny_bert, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "data_wait", "memory_gib", "teacher_seconds")
@@ -48,12 +48,7 @@ def make_config(folder: Path, epochs: int) -> Path:
     values = {
         "train_yaml": corpora,
         "val_yaml": corpora,
-        "txt_backbone": str(bert),
-        "fusion_encoder": str(bert),
-        "txt_backbone_rand_init": True,
-        "fusion_encoder_rand_init": True,
-        "vis_backbone_size": "demo",
-        "vis_backbone_init": "random",
+        **demo_network(bert),
         "size_img": 64,
         "size_frame": 2,
         "size_txt": 10,

@@ -4,17 +4,26 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
-from transformers import BertConfig, BertTokenizerFast
+from torchvision.models.optical_flow import raft_large
+from transformers import BertConfig, BertTokenizerFast, DPTConfig, DPTForDepthEstimation
 
 from batch import SpecialTokens
 from masking import mask_batch
 from model import PretrainModel
-from video_swin import Size
+from teachers.base import Teacher
+from teachers.dalle_encoder import DalleEncoder
+from teachers.depth import DptTeacher
+from teachers.features import TimmTeacher, VideoSwinTeacher
+from teachers.flow import RaftTeacher
+from teachers.vq import DalleTeacher
+from video_swin import Size, VideoSwin
 
 WORDS = [
     "a",
@@ -174,6 +183,45 @@ def noise_teachers() -> dict[str, Noise]:
         "latent": Noise(24),
         "random_feature": Noise(24),
     }
+
+
+def tiny_dpt() -> DPTForDepthEstimation:
+    sizes = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+    )
+    return DPTForDepthEstimation(sizes).eval()
+
+
+def small_teacher(target: str, swin: Size = SWIN) -> Teacher | None:
+    """A small teacher with random weights, of the class that a target has; None if the target has none.
+
+    swin: the size of a Video Swin; that of the model's, which `latent` follows.
+    """
+    of_swin = {"strict_img_size": False, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
+    of_vit = {"dynamic_img_size": True, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+    def image_network(name: str, sizes: dict[str, Any]) -> Teacher:
+        return TimmTeacher(timm.create_model(name, num_classes=0, **sizes))
+
+    if target in ("3d_feature", "latent", "random_feature"):
+        return VideoSwinTeacher(VideoSwin(swin))
+    if target == "2d_feature":
+        return image_network("swin_tiny_patch4_window7_224", of_swin)
+    if target in ("2d_clip_feature", "clip_visible"):
+        return image_network("vit_base_patch32_clip_224", of_vit)
+    if target == "depth":
+        return DptTeacher(tiny_dpt(), width=1)
+    if target == "optical_flow":
+        return RaftTeacher(raft_large(), width=2)
+    return DalleTeacher(DalleEncoder(8, 64, 1), width=64) if target == "vq" else None
 
 
 def demo_network(bert: Path) -> dict[str, str | bool]:

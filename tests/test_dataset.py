@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus, data_workers, pretrain_loader
+from dataset import Loader, Mixture, PretrainCorpus, data_workers, pretrain_loader
 from lib import Config, UserError, World
+from media.batches import Batches
 from media.frames import (
     STD,
     Transform,

@@ -24,7 +24,7 @@ from torch import nn
 
 import make_tsv
 from agent import Agent
-from dataset import Batches, Loader, Mixture, PretrainCorpus
+from dataset import Loader, Mixture, PretrainCorpus
 from engine.arguments import load_config
 from engine.processes import distributed
 from engine.recorder import Recorder
@@ -32,6 +32,7 @@ from engine.resume import load_optimizer, read_state
 from engine.runs import FINISHED, STATE
 from engine.signals import Stalled, Stop, handling_signals
 from lib import Config, Printable, UserError
+from media.batches import Batches
 from media.decoding import open_video
 from media.files import atomic_path, leftovers, parse_json, read_json, read_yaml, writing
 from media.frames import Transform

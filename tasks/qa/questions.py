@@ -18,8 +18,9 @@ import torch
 from torch.utils.data import default_collate
 
 from batch import Batch, Output
-from dataset import Batches, Collate, Corpus, Loader, Mixture, data_workers
+from dataset import Collate, Corpus, Loader, Mixture, data_workers
 from lib import Config, UserError, World, log
+from media.batches import Batches
 from media.files import digest, read_json
 from media.frames import Transform, read_clip
 from media.tokens import Tokens

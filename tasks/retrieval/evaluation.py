@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batch import Batch
-from dataset import Batches, Draw, Loader, Mixture, data_workers
+from dataset import Loader, Mixture, data_workers
 from engine.parallel import AMP
 from engine.protocol import checkpoint, settings
 from engine.runs import make_run_folder
 from engine.signals import leave_signals
 from engine.step import to_device
 from lib import Config, UserError, World, log
+from media.batches import Batches, Draw
 from media.files import atomic_path, hold, leftovers
 from media.tokens import Tokens
 from model import Violet

@@ -22,12 +22,13 @@ import dataset
 import main_pretrain_yaml as script
 from agent import Agent
 from batch import Mean, Output
-from dataset import Batches, Loader, Mixture
+from dataset import Loader, Mixture
 from engine import resume, runs
 from engine.processes import distributed
 from engine.runs import BEFORE, FINISHED, STATE, hold, open_run
 from engine.signals import Stop, leave_signals
 from lib import Config, UserError, World, log
+from media.batches import Batches
 from tests.test_agent import free_port, lines, tiny_config
 
 ALONE = World(torch.device("cpu"))

@@ -12,13 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.models.optical_flow import raft_large
-from transformers import DPTConfig, DPTForDepthEstimation
 
 import agent
 from batch import SpecialTokens
@@ -30,14 +27,8 @@ from mvm_targets import TARGETS
 from tasks.pretraining import mask
 from tasks.qa.model import ChoiceModel, MaskModel
 from tasks.retrieval.model import RetrievalModel
-from teachers.base import Stopwatch, Teacher
-from teachers.dalle_encoder import DalleEncoder
-from teachers.depth import DptTeacher
-from teachers.features import TimmTeacher, VideoSwinTeacher
-from teachers.flow import RaftTeacher
-from teachers.vq import DalleTeacher
-from tests.conftest import SWIN, tiny_bert
-from video_swin import VideoSwin
+from teachers.base import Stopwatch
+from tests.conftest import SWIN, small_teacher, tiny_bert
 
 DEVICE = torch.device("meta")
 SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, mask=4)
@@ -89,30 +80,6 @@ class Fused(AdamW):
                     parameter.sub_(group["lr"] * parameter.grad)
 
 
-def teacher_of(target: str) -> Teacher | None:
-    """A small teacher of the library's own class."""
-    vit = {"dynamic_img_size": True, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    swin = {"strict_img_size": False, "embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
-    dpt = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-    dpt |= {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
-    dpt |= {"image_size": 64, "patch_size": 16}
-    makers: dict[str, Callable[[], Teacher]] = {
-        "3d_feature": lambda: VideoSwinTeacher(VideoSwin(SWIN)),
-        "2d_feature": lambda: TimmTeacher(
-            timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **swin)
-        ),
-        "2d_clip_feature": lambda: TimmTeacher(
-            timm.create_model("vit_base_patch32_clip_224", num_classes=0, **vit)
-        ),
-        "depth": lambda: DptTeacher(DPTForDepthEstimation(DPTConfig(**dpt)), width=1),
-        "optical_flow": lambda: RaftTeacher(raft_large(), width=2),
-        "vq": lambda: DalleTeacher(DalleEncoder(8, 64, 1), width=64),
-    }
-    makers |= dict.fromkeys(("latent", "random_feature"), makers["3d_feature"])
-    makers["clip_visible"] = makers["2d_clip_feature"]
-    return makers[target]() if target in makers else None
-
-
 def batch_of(kind: str) -> dict[str, Any]:
     """Four clips of bytes on the CPU, as the loader gives them."""
     size = 4
@@ -151,7 +118,7 @@ CASES = [("pixel", "off"), ("pixel", "fp16"), *((name, "bf16") for name in TARGE
 def test_pretraining(on_meta, tmp_path, name, amp):
     with DEVICE:
         bert = tiny_bert(dropout=0.1)
-        teacher = teacher_of(name)
+        teacher = small_teacher(name)
         given = {name: teacher} if teacher else {}
         tasks = ["mlm", "vtm", "mvm", *(["vtc"] if name == "pixel" else [])]
         model = PretrainModel(bert, bert, SWIN, tasks, targets=[name], teachers=given)

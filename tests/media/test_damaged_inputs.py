@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset import Batches, Loader, Mixture, PretrainCorpus
+from dataset import Loader, Mixture, PretrainCorpus
+from media.batches import Batches
 from media.frames import Transform
 from media.tokens import Tokens
 from tests.media.test_decoding import write_video, write_webp

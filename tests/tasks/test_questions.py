@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Batches, Loader, Mixture
+from dataset import Loader, Mixture
 from lib import Config, UserError, World
+from media.batches import Batches
 from media.frames import Transform
 from media.tokens import Tokens
 from media.tsv import BadRow, Videos, find_ids, id2lineidx_path

@@ -12,7 +12,7 @@ import timm
 import torch
 from torchvision.models.optical_flow import raft_large
 from torchvision.transforms import Normalize
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from transformers import DPTImageProcessor
 
 from batch import SpecialTokens
 from lib import Config, UserError
@@ -25,7 +25,7 @@ from teachers.depth import DptTeacher
 from teachers.features import VideoSwinTeacher
 from teachers.flow import DisTeacher, RaftTeacher, dis_of_clip
 from teachers.make import make_teachers, worker_truths
-from tests.conftest import SWIN, tiny_bert
+from tests.conftest import SWIN, tiny_bert, tiny_dpt
 from video_swin import SIZES, VideoSwin
 from weights.checkpoint import read_tensors
 
@@ -270,21 +270,6 @@ def test_timm_weights_are_all_asked_for(tmp_path):
 
 
 # -- depth
-
-
-def tiny_dpt() -> DPTForDepthEstimation:
-    sizes = DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=64,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 16, 16],
-        fusion_hidden_size=16,
-    )
-    return DPTForDepthEstimation(sizes).eval()
 
 
 @torch.no_grad()
