@@ -223,8 +223,9 @@ class PretrainCorpus:
         return np.unique(self.pairs[:, :2], axis=0, return_index=True)[1]
 
     def source(self) -> dict[str, Any]:
-        """See `Corpus.source`: the file of the pairs, else of the captions."""
-        return {"file": self.listed.name, "sha256": digest(self.listed), "samples": len(self)}
+        """See `Corpus.source`: of the list of pairs, which holds numbers alone, and of the captions."""
+        files = (self.listed, *(tsv.path for tsv in self.captions))
+        return {"file": self.path.name, "sha256": digest(*files), "samples": len(self)}
 
     def blank(self, index: int) -> dict[str, Any]:
         """The stand-in for a pair that cannot be read in evaluation."""

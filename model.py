@@ -318,6 +318,7 @@ class PretrainModel(Violet):
         used = {"vtm": ["fc"], "mlm": ["fc_mtm"], "mvm": list(model.mvm_heads), "vtc": ["fc_vtc"]}
         heads = [name for task in config.pretrain_tasks for name in used[task]]
         start(model, config, heads, model.match_heads)
+        model.follow(0.0)  # also where nothing is trained, such as for a picture
         return model
 
     def match_heads(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from pathlib import Path
 import root  # noqa: F401
 from engine.arguments import parse_with_keys
 from lib import UserError, run_script, shown
-from media.files import writing
+from media.files import digest, writing
 from tasks.retrieval.sources import open_source
-from tasks.retrieval.vectors import Vectors, maker, sha256
+from tasks.retrieval.vectors import Vectors, maker
 from violet import FEATURES, load
 from weights.tensor_files import checkpoint_in
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output.suffix != ".npz":
         raise UserError(f"--output {options.output}: the file is an .npz of numpy; name it so.")
     violet = load(options.checkpoint, options.config, **changes)
-    checkpoint = sha256(checkpoint_in(Path(options.checkpoint)))
+    checkpoint = digest(checkpoint_in(Path(options.checkpoint)))
     features = violet.features_of(options.features)
     with writing(str(options.output)):
         vectors = Vectors(options.output, features, checkpoint, maker(violet.config, checkpoint))

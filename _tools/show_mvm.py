@@ -36,7 +36,6 @@ from media.tokens import Tokens
 from model import PretrainModel
 from tasks.pictures import channels_last, coloured, make_batch
 from teachers.base import to_pixels
-from weights.checkpoint import load_checkpoint
 from weights.tensor_files import checkpoint_in
 
 # ----------------------------------------------------------------------------------------------- drawing
@@ -137,9 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         samples = read_rows(config, tokens, options.yaml, options.rows)
     device = choose_device(config.device)
-    model = PretrainModel.from_config(config)
-    load_checkpoint(model, str(checkpoint), model.match_heads)
-    model = model.to(device).eval()
+    model = PretrainModel.from_config(config).to(device).eval()
     masks = [name for name in config.pretrain_masks if name != "am"] or ["rm"]
     batch = to_device(make_batch(config, tokens, samples, masks, config.p_mask, options.draw_seed), device)
     captions = [str(tokens.tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch["txt"]]

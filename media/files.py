@@ -74,10 +74,14 @@ def disk_error(error: BaseException) -> int | None:
     return None
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(*paths: Path) -> str:
+    """SHA-256, in hexadecimal digits, of a file, or of several one after another."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def leftovers(folder: Path) -> list[Path]:

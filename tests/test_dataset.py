@@ -581,3 +581,14 @@ def test_no_more_workers_than_cores(monkeypatch, caplog):
         world = World(torch.device("cpu"), 0, size, nodes)
         assert data_workers(Config(n_workers=n_workers), world) == expected
     assert "n_workers 16: reduced to 8" in caplog.text
+
+
+def test_the_protocol_tells_corpora_of_the_same_size_apart(tmp_path, tokens):
+    """Their lists of pairs are the same numbers."""
+    one, other = (write_corpus(tmp_path, name, 5) for name in ("one", "other"))
+    lists = [path.with_suffix(".linelist.tsv").read_bytes() for path in (one, other)]
+    assert lists[0] == lists[1]
+    first, second = (make_corpus(path, tokens).source() for path in (one, other))
+    assert first == {"file": "one.yaml", "sha256": first["sha256"], "samples": 5}
+    assert len(first["sha256"]) == 64 and first["sha256"] != second["sha256"]
+    assert make_corpus(one, tokens).source() == first

@@ -13,7 +13,7 @@ from model import PretrainModel
 from mvm_targets import TARGETS
 from tasks import pretraining
 from teachers.depth import DptTeacher
-from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
+from tests.conftest import SWIN, demo_network, masked_batch, noise_teachers, tiny_bert
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import load_checkpoint
 
@@ -349,3 +349,15 @@ def test_the_attention_that_all_queries_give_is_that_which_positions_receive(tin
     given = [tiny_model.trsfr.attention_given(x, mask, torch.full((2,), place)) for place in range(7)]
     torch.testing.assert_close(2 * sum(given), tiny_model.trsfr.attention_received(x, mask))
     torch.testing.assert_close(given[0].sum(dim=1), torch.ones(2))
+
+
+def test_a_loaded_model_has_the_truth_of_its_own_encoder(tmp_path, bert_folder):
+    """Also where no training makes the average of `latent` follow: a picture of the target shows it."""
+    values = {**demo_network(bert_folder), "mvm_target": ["latent"]}
+    first = PretrainModel.from_config(Config(**values))
+    torch.save(first.state_dict(), tmp_path / "a.pt")
+    model = PretrainModel.from_config(Config(**values, path_ckpt=str(tmp_path / "a.pt")))
+    frames = torch.randn(1, 2, 3, 64, 64)
+    features = model.enc_img.swin.eval()(frames.movedim(1, 2)).movedim(1, 2)
+    want = torch.nn.functional.layer_norm(features.movedim(2, -1), features.shape[2:3]).movedim(-1, 2)
+    torch.testing.assert_close(model.targets["latent"].truth(frames), want.detach())

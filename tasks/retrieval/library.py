@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from layers.embedding import SIZE
 from lib import UserError, log, shown
-from media.files import atomic_path
+from media.files import atomic_path, digest
 from media.frames import normalise
 from tasks.retrieval.evaluation import encode_texts, token_rows
 from tasks.retrieval.index import Index
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from tasks.retrieval.sources import Source, embed_all
-from tasks.retrieval.vectors import maker, sha256
+from tasks.retrieval.vectors import maker
 
 CACHE = Path("_snapshot/search")  # folder of all libraries, unless another is named
 RERANKED = 50  # of the most similar videos that the transformer scores
@@ -38,9 +38,9 @@ class Library:
     def __init__(self, violet: Any, source: Source, cache: Path) -> None:
         self.violet, self.source = violet, source
         place = source.path.resolve()
-        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
-        self.folder = cache / f"{shown(place.stem)}-{digest}"
-        self.made_by = maker(violet.config, sha256(Path(violet.config.path_ckpt)))
+        name = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
+        self.folder = cache / f"{shown(place.stem)}-{name}"
+        self.made_by = maker(violet.config, digest(Path(violet.config.path_ckpt)))
         self.scores_pairs = "fc" in violet.heads
         self.index: Index | None = None
         if "fc_vtc" in violet.heads:

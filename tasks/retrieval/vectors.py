@@ -28,12 +28,6 @@ DECIDES = ("size_img", "size_frame", "img_transform")  # the features
 EVERY = 60.0  # seconds between two saves, at least
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def maker(config: Config, checkpoint: str) -> str:
     """A digest, 16 digits, of all that decides features: the checkpoint's digest and the settings."""
     settings = json.dumps([checkpoint, *(getattr(config, key) for key in DECIDES)])
