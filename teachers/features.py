@@ -66,9 +66,10 @@ class TimmTeacher(FrameTeacher):
     def __init__(self, network: nn.Module, **options: Any) -> None:
         trained = cast(dict[str, Any], network.pretrained_cfg)
         self.mean, self.std = trained["mean"], trained["std"]
-        super().__init__(network, network.num_features, **options)  # type: ignore[arg-type]
+        last = cast(Any, network).feature_info[-1]  # not num_features: convolutions may follow it
+        super().__init__(network, last["num_chs"], **options)
         self.size: Sequence[int] = ()
-        if self.network.feature_info[-1]["reduction"] != PATCH:
+        if last["reduction"] != PATCH:
             embedding = getattr(network, "patch_embed", None)
             self.size = getattr(embedding, "img_size", None) or trained["input_size"][1:]
 

@@ -232,7 +232,7 @@ def test_any_image_network_of_timm_is_a_teacher(tmp_path, architecture, key):
     network = save_timm(tmp_path, architecture, FAMILIES[architecture]).eval()
     target = "2d_feature" if key == "image_teacher" else "2d_clip_feature"
     teacher = teacher_of(target, **{key: str(tmp_path)})
-    assert teacher.width == network.num_features
+    assert teacher.width == network.feature_info[-1]["num_chs"]
     for size in (64, 96):
         assert teacher(frames_of(size)).shape == (2, 3, teacher.width, size // 32, size // 32)
     # what is bright in one corner of the frame has its features in that corner of the grid
@@ -240,6 +240,16 @@ def test_any_image_network_of_timm_is_a_teacher(tmp_path, architecture, key):
     lit[..., :32, 64:] = 2.0
     changed = (teacher(lit) - teacher(dark))[0, 0].square().sum(dim=0)
     assert changed.flatten().argmax() == 2
+
+
+@pytest.mark.parametrize("architecture", ["tf_efficientnet_lite0", "mobilenetv3_small_050"])
+@torch.no_grad()
+def test_channels_are_those_of_the_last_map(tmp_path, architecture):
+    """These networks have more channels behind the map than in it: 1280 in place of 320."""
+    network = save_timm(tmp_path, architecture, {})
+    teacher = teacher_of("2d_feature", image_teacher=str(tmp_path))
+    assert teacher.width == network.feature_info[-1]["num_chs"] < network.num_features
+    assert teacher(frames_of(96)).shape == (2, 3, teacher.width, 3, 3)
 
 
 def test_clip_has_its_own_mean():
