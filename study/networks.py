@@ -2,9 +2,9 @@
 
     python -m study.networks --data _data/study-real
 
-It comes after study.material and study.doom. VIOLET starts from a video encoder that was trained on labels and
-from BERT; neither fits two cores. So two small networks learn the features of two that others trained, from
-training pictures and captions alone. Written into --data:
+It comes after study.doom and study.material. The paper's VIOLET starts from a video encoder that was
+trained on labels and from BERT, which do not fit two cores. So two small networks learn the features of
+two that others trained, from the pictures and captions of the training sets. Written into --data:
 
     bert/          3 layers, 128 wide: learns MiniLM's token features, reduced to 128 by their principal axes
     swin_real.pth  a Video Swin of the size `demo`: learns EfficientNet's features of single pictures
@@ -34,13 +34,15 @@ from lib import run_script
 from media.files import atomic_path
 from media.frames import Transform
 from media.tokens import Tokens
+from study.teachers import DPT
 from teachers.base import normalise
+from teachers.depth import DptTeacher
 from video_swin import SIZES, VideoSwin
 
-SIZE, SEEN = 64, 128  # pixels a side of what the student and the teacher of pictures see
+SIZE, SEEN = 64, 96  # pixels a side of what the student and the teacher of pictures see
 WIDTH, LAYERS, HEADS = 128, 3, 4  # of the small BERT
 WORDS = 24  # tokens of a caption
-CORPORA = ("clipart", "stamps", "emoji", "doom")
+CORPORA = ("clipart", "stamps", "emoji")
 HELD_OUT = 20  # every so many-th item is not learnt from
 Figures = dict[str, float]
 
@@ -81,20 +83,28 @@ def explained(predicted: Tensor, truth: Tensor) -> float:
 
 
 def make_bert(data: Path, steps: int) -> Figures:
-    """A BERT of WIDTH whose word embeddings are MiniLM's on their principal axes, and that learns its output."""
+    """A BERT of WIDTH, with MiniLM's word embeddings on their principal axes, that learns MiniLM's output."""
     from transformers import BertForMaskedLM, BertModel
 
     teacher = BertModel.from_pretrained(data / "text", add_pooling_layer=False).eval()
     texts = sorted({corpus.text(i) for corpus in corpora(data, SIZE) for i in range(len(corpus))})
     tokens = Tokens(str(data / "text"), WORDS)
     ids, mask = (torch.stack(part) for part in zip(*map(tokens, texts), strict=True))
-    truth = torch.cat([contextual(teacher, *part) for part in zip(ids.split(128), mask.split(128), strict=True)])
+    truth = torch.cat(
+        [contextual(teacher, *part) for part in zip(ids.split(128), mask.split(128), strict=True)]
+    )
     seen = truth[mask.bool()][:: max(1, int(mask.sum()) // 50_000)].float()
     axes, mean = principal_axes(seen, WIDTH), seen.mean(dim=0)
     truth = (truth.float() - mean) @ axes
     scale = truth[mask.bool()].std()
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-             "intermediate_size": 4 * WIDTH, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * WIDTH,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     student = BertForMaskedLM(type(teacher.config)(**teacher.config.to_dict() | sizes))
     start_words(student.bert, teacher)
     learnt = torch.arange(len(ids)) % HELD_OUT != 0
@@ -143,7 +153,9 @@ def make_swin(data: Path, steps: int) -> Figures:
     """A Video Swin that learns EfficientNet's pooled features, and those of the four corners."""
     import timm
 
-    teacher: Any = timm.create_model(f"local-dir:{data / 'image_teacher'}", pretrained=True, num_classes=0).eval()
+    teacher: Any = timm.create_model(
+        f"local-dir:{data / 'image_teacher'}", pretrained=True, num_classes=0
+    ).eval()
     pictures, truth = seen_pictures(data, teacher)
     axes = principal_axes(truth.flatten(2).movedim(2, 1).flatten(0, 1)[::7], 256)
     truth = torch.einsum("nchw,cd->ndhw", truth - truth.mean(dim=(0, 2, 3), keepdim=True), axes)
@@ -155,16 +167,20 @@ def make_swin(data: Path, steps: int) -> Figures:
 
     def look(picked: Tensor, mirror: bool = False) -> Tensor:
         frames = normalise(pictures[picked].float() / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return head(swin((frames.flip(-1) if mirror else frames)[:, :, None]).movedim(1, -1)).movedim(-1, 1)[:, :, 0]
+        return head(swin((frames.flip(-1) if mirror else frames)[:, :, None]).movedim(1, -1)).movedim(-1, 1)[
+            :, :, 0
+        ]
 
     def loss() -> Tensor:
         picked, mirror = rows[random.integers(len(rows), size=64)], bool(random.integers(2))
         wanted = truth[picked].flip(-1) if mirror else truth[picked]
         return F.mse_loss(look(picked, mirror), wanted)
 
-    fit("pictures", [*swin.parameters(), *head.parameters()], loss, steps or 1200, 1e-3)
+    fit("pictures", [*swin.parameters(), *head.parameters()], loss, steps or 800, 1e-3)
     with atomic_path(data / "swin_real.pth") as temporary:
-        torch.save({"state_dict": {f"backbone.{key}": value for key, value in swin.state_dict().items()}}, temporary)
+        torch.save(
+            {"state_dict": {f"backbone.{key}": value for key, value in swin.state_dict().items()}}, temporary
+        )
     with torch.inference_mode():
         held = (~learnt).nonzero()[:, 0][:512]
         found, wanted = look(held), truth[held]
@@ -190,7 +206,42 @@ def seen_pictures(data: Path, teacher: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(pictures), torch.cat(features)
 
 
-MAKERS = {"bert": make_bert, "swin": make_swin}
+# ------------------------------------------------------------------------------------------------- depth
+
+
+def make_dpt(data: Path, steps: int) -> Figures:
+    """A DPT that learns the depth of the training clips' frames."""
+    from transformers import DPTConfig, DPTForDepthEstimation
+
+    with np.load(data / "doom" / "depth.npz", allow_pickle=False) as stored:
+        frames, depths = (torch.from_numpy(stored[key]).flatten(0, 1) for key in ("frames", "depth"))
+    network = DPTForDepthEstimation(DPTConfig(**DPT))
+    teacher = DptTeacher(network, width=1)
+    network.requires_grad_(True).train()
+    learnt = torch.arange(len(frames)) // 4 % HELD_OUT != 0  # whole clips
+    rows, random = learnt.nonzero()[:, 0], np.random.default_rng(88)
+
+    def pair(picked: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = frames[picked].movedim(-1, 1).float() / 255
+        wanted = depths[picked, None].float() / 255
+        sized = [F.interpolate(part, (SIZE, SIZE), mode="area") for part in (pixels, wanted)]
+        return teacher.look(sized[0])[:, 0], sized[1][:, 0]
+
+    def loss() -> Tensor:
+        return F.mse_loss(*pair(rows[random.integers(len(rows), size=32)]))
+
+    fit("depth", list(network.parameters()), loss, steps or 600, 2e-3)
+    network.eval().save_pretrained(data / "dpt")
+    with torch.inference_mode():
+        parts = [pair(part) for part in (~learnt).nonzero()[:, 0].split(64)]
+    found, wanted = (torch.cat([part[i] for part in parts]).flatten(1) for i in (0, 1))
+    return {
+        "frames": len(frames),
+        "variance_explained": explained(found.flatten()[:, None], wanted.flatten()[:, None]),
+    }
+
+
+MAKERS = {"bert": make_bert, "swin": make_swin, "dpt": make_dpt}
 
 
 def main(arguments: list[str] | None = None) -> None:

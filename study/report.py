@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from _tools.convert.marked import split
 from media.files import atomic_path
 from study.run import CONDITIONS, CONFIGS, STEPS, TARGETS
@@ -34,8 +36,6 @@ PAPER = {
     "2d_feature+pixel": (68.8, 31.8, 60.4, 73.0),
     "2d_feature+3d_feature": (69.2, 33.8, 63.0, 74.4),
 }
-# Student's t, 97.5 %, by degrees of freedom
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 8: 2.31, 10: 2.23, 15: 2.13, 20: 2.09}
 Runs = dict[str, dict[int, dict[str, float]]]
 
 
@@ -61,8 +61,8 @@ def spread(runs: Runs, figure: str) -> tuple[float, int]:
 
 
 def student(freedom: int) -> float:
-    """The factor of a 95 % interval; of the next smaller number of degrees that is listed."""
-    return STUDENT[max((known for known in STUDENT if known <= freedom), default=1)]
+    """The factor of a 95 % interval: Student's t, two-sided."""
+    return float(stats.t.ppf(0.975, freedom)) if freedom else math.nan
 
 
 def half_width(runs: Runs, figure: str, seeds: int) -> float:

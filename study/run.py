@@ -2,7 +2,7 @@
 
     python -m study.run
 
-It comes after `make demo`, and makes the teachers first (study_teachers.py). A condition is a target, or
+It comes after `make demo`, and makes the teachers first (study/teachers.py). A condition is a target, or
 none, or a mixture, or another mask. A run pre-trains in it from the demo's video encoder, then fine-tunes on
 open-ended questions and on retrieval, every run with the same steps. A finished run is a JSON under
 bench/study/ and is not run again, so that an interrupted study goes on; afterwards, or with --report alone,
@@ -14,22 +14,18 @@ In two minutes, to see that everything is in place: --targets none --seeds 1 --q
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lib import run_script
 from media.files import atomic_path
+from study.runs import ROOT, Clock, call, last_row, place, run_all, slug
 
-ROOT = Path(__file__).resolve().parents[1]
 # what all runs have in common; `pretrain` is that of the conditions from which they differ
 CONFIGS: dict[str, dict[str, Any]] = {
     name: json.loads((ROOT / "_args" / f"study-{name}.json").read_text())
@@ -55,6 +51,7 @@ STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of ev
 QUICK = dict.fromkeys(STEPS, 4)
 QA, PAIRS = CONFIGS["qa"]["task"], CONFIGS["retrieval"]["task"]  # and so the names of their text files
 RANKING = "study-ranking"
+GIVEN = ("data", "output", "results", "teachers", "backbone")  # options that each run is started with
 
 
 # ---------------------------------------------------------------------------------------- what runs read
@@ -99,26 +96,6 @@ def use_oracles(data: Path, teachers: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------- one run
-
-
-@contextlib.contextmanager
-def command_line(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Inside, the program was called like this."""
-    before, sys.argv = sys.argv, [script, *arguments]
-    print("$ python", *sys.argv, flush=True)
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-def call(main: Callable[[], None], config: dict[str, Any], folder: Path) -> Path:
-    """Run an entry script's `main` on a config; the folder of its run."""
-    path = folder / f"{config['task']}.json"
-    path.write_text(json.dumps(config))
-    with command_line(f"{main.__module__}.py", ["--config", str(path)]):
-        main()
-    return max(folder.glob(f"_{config['task']}_*"))
 
 
 def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -176,72 +153,6 @@ def configs(
     return config, given
 
 
-class Clock:
-    """Seconds of one stage after the other."""
-
-    def __init__(self) -> None:
-        self.start, self.seconds = time.perf_counter(), dict[str, int]()
-
-    def stop(self, stage: str) -> None:
-        """This stage ends, and the next begins."""
-        now = time.perf_counter()
-        self.seconds[stage], self.start = round(now - self.start), now
-
-
-def last_row(path: Path) -> dict[str, Any]:
-    """The last object of a .jsonl."""
-    return json.loads(path.read_text().splitlines()[-1])
-
-
-# ---------------------------------------------------------------------------------------------- many runs
-
-
-def slug(condition: str, seed: int) -> str:
-    """The name of a run in paths."""
-    return f"{condition.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
-def place(results: Path, condition: str, seed: int) -> Path:
-    """Where the result of a run is, or would be."""
-    return results / f"{slug(condition, seed)}.json"
-
-
-def run_all(options: argparse.Namespace) -> None:
-    """Every run that has no result yet, each in a process of its own, `jobs` at a time; seed by seed."""
-    wanted = [(condition, seed) for seed in options.seeds for condition in options.targets]
-    open_runs = [pair for pair in wanted if not place(options.results, *pair).exists()]
-    print(
-        f"{len(wanted) - len(open_runs)} of {len(wanted)} runs are done, {len(open_runs)} remain", flush=True
-    )
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
-
-    def start(pair: tuple[str, int]) -> None:
-        known = ("data", "output", "results", "teachers", "backbone")
-        arguments = [f"--{name}={getattr(options, name)}" for name in known] + ["--quick"] * options.quick
-        command = [
-            sys.executable,
-            "-m",
-            "study.run",
-            "--one",
-            "--targets",
-            pair[0],
-            "--seeds",
-            str(pair[1]),
-            *arguments,
-        ]
-        options.output.mkdir(parents=True, exist_ok=True)
-        log = options.output / f"{place(options.results, *pair).stem}.log"
-        began = time.perf_counter()
-        with log.open("w") as file:
-            done = subprocess.run(command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        state = f"failed, see {log}" if done.returncode else summary(place(options.results, *pair))
-        print(f"{pair[0]}, seed {pair[1]}: {state} ({time.perf_counter() - began:.0f} s)", flush=True)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(start, open_runs))
-
-
 def summary(path: Path) -> str:
     """A finished run in a line."""
     result = json.loads(path.read_text())
@@ -297,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not options.report:
         prepare(options)
-        run_all(options)
+        run_all("study.run", options, GIVEN, summary)
     from study.report import write_report
 
     bench = ROOT / "bench"

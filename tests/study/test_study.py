@@ -16,7 +16,7 @@ from engine.step import to_device
 from lib import Config, UserError, World
 from media.frames import MEAN, STD
 from media.tokens import Tokens
-from study import oracle
+from study import oracle, runs
 from study import report as study_report
 from study import run as study
 from study import teachers as study_teachers
@@ -147,7 +147,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
         started.append([command[i + 1] for i, part in enumerate(command) if part in ("--targets", "--seeds")])
         return type("Done", (), {"returncode": 1})()
 
-    monkeypatch.setattr(study.subprocess, "run", no_process)
+    monkeypatch.setattr(runs.subprocess, "run", no_process)
     options = study.parse(
         [
             "--targets",
@@ -161,7 +161,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
         ]
     )
     write_run(tmp_path, "none", 1, 0.5, 0.2)
-    study.run_all(options)
+    runs.run_all("study.run", options, study.GIVEN, study.summary)
     assert sorted(started) == [["depth, true", "1"], ["depth, true", "2"], ["none", "2"]]
     assert "1 of 4 runs are done" in capsys.readouterr().out
 
