@@ -10,7 +10,8 @@ The packages stay in the folder `packages`. Written beside it, for the scripts t
     emoji.yaml         animated emoji with names and tags, of the train split: pre-training
     img_stamps.tsv, txt_stamps-retrieval.json    the same pictures in three splits: retrieval
     img_emoji.tsv, txt_emoji-retrieval.json      the same clips in three splits: retrieval
-    doom.yaml, img_doom.tsv, txt_doom-qa.json    the clips of study.doom: pre-training; questions
+    doom.yaml          the clips of study.doom with two captions each; doom_once.yaml: with one: pre-training
+    img_doom.tsv, txt_doom-qa.json    the same clips with questions
     text/              MiniLM: a BERT-family network with the vocabulary of bert-base-uncased
     image_teacher/     EfficientNet-Lite0, trained on ImageNet, in the layout of timm
     material.json      number of rows by set and split
@@ -34,6 +35,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lib import UserError, run_script
 from media.files import atomic_path
@@ -276,6 +279,17 @@ def convert(output: Path, entries: dict[str, list[Entry]]) -> None:
             tool("own_data.py", output / f"{name}.csv", *given, "--path_ckpt", "")
 
 
+def list_once(output: Path, name: str) -> None:
+    """The corpus NAME_once: the rows of a corpus, each with its first caption alone."""
+    corpus = yaml.safe_load((output / f"{name}.yaml").read_text())
+    rows = len((output / corpus["caption"]).read_text().splitlines())
+    corpus["caption_linelist"] = f"{name}_once.linelist.tsv"
+    texts = {"linelist.tsv": "".join(f"{row}\t0\n" for row in range(rows)), "yaml": yaml.safe_dump(corpus)}
+    for ending, text in texts.items():
+        with atomic_path(output / f"{name}_once.{ending}") as temporary:
+            temporary.write_text(text)
+
+
 def convert_doom(output: Path) -> None:
     """Rows, captions and questions of the clips of study.doom."""
     made = output / "doom"
@@ -303,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     entries = {"stamps": stamps(packages), "emoji": emoji(packages), "clipart": clipart(packages)}
     convert(output, entries)
     convert_doom(output)
+    list_once(output, "doom")
     counts = {
         name: {split or "train": sum(e.split == split for e in found) for split in {e.split for e in found}}
         for name, found in entries.items()

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dataset import PretrainCorpus
+from demo.backbone import optimizers
 from engine.processes import seed_everything
 from engine.schedule import warmup_linear
 from lib import run_script
@@ -43,6 +44,7 @@ SIZE, SEEN = 64, 96  # pixels a side of what the student and the teacher of pict
 WIDTH, LAYERS, HEADS = 128, 3, 4  # of the small BERT
 WORDS = 24  # tokens of a caption
 CORPORA = ("clipart", "stamps", "emoji")
+AXES = 128  # of EfficientNet's 1280 channels that are learnt
 HELD_OUT = 20  # every so many-th item is not learnt from
 Figures = dict[str, float]
 
@@ -53,17 +55,23 @@ def corpora(data: Path, size: int) -> list[PretrainCorpus]:
     return [PretrainCorpus(data / f"{name}.yaml", name, tokens, transform, 2) for name in CORPORA]
 
 
-def fit(name: str, parameters: list[nn.Parameter], loss: Callable[[], Tensor], steps: int, lr: float) -> None:
-    """AdamW on `loss()` by the project's schedule."""
-    rule = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2, fused=True)
+def fit(name: str, model: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float) -> None:
+    """Train on `loss()` by the project's schedule; a `backbone` as the demo's, all else by AdamW."""
+    rules: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2, fused=True)
+    ]
+    if hasattr(model, "backbone"):
+        rules = optimizers(model, lr)
+    peaks = [rule.param_groups[0]["lr"] for rule in rules]
     bar = tqdm(range(steps), name, unit="step")
     for step in bar:
-        rule.param_groups[0]["lr"] = lr * warmup_linear(step, steps, warmup_ratio=0.05)
         value = loss()
-        rule.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        rule.step()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for rule, peak in zip(rules, peaks, strict=True):
+            rule.param_groups[0]["lr"] = peak * warmup_linear(step, steps, warmup_ratio=0.05)
+            rule.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{value.item():.3f}")
 
@@ -116,8 +124,8 @@ def make_bert(data: Path, steps: int) -> Figures:
         there = mask[picked].bool()
         return F.mse_loss(found[there], truth[picked][there] / scale)
 
-    parameters = [*student.bert.parameters(), *head.parameters()]
-    fit("text", parameters, lambda: error(rows[random.integers(len(rows), size=64)]), steps or 800, 1e-3)
+    model = nn.ModuleDict({"student": student.bert, "head": head})
+    fit("text", model, lambda: error(rows[random.integers(len(rows), size=64)]), steps or 800, 1e-3)
     student.eval().save_pretrained(data / "bert")
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copyfile(data / "text" / name, data / "bert" / name)
@@ -157,29 +165,32 @@ def make_swin(data: Path, steps: int) -> Figures:
         f"local-dir:{data / 'image_teacher'}", pretrained=True, num_classes=0
     ).eval()
     pictures, truth = seen_pictures(data, teacher)
-    axes = principal_axes(truth.flatten(2).movedim(2, 1).flatten(0, 1)[::7], 256)
+    axes = principal_axes(truth.flatten(2).movedim(2, 1).flatten(0, 1)[::7], AXES)
     truth = torch.einsum("nchw,cd->ndhw", truth - truth.mean(dim=(0, 2, 3), keepdim=True), axes)
-    truth /= truth.std()
-    swin = VideoSwin(SIZES["demo"])
-    head = nn.Linear(swin.width, truth.shape[1])
+    truth /= truth.std(dim=(0, 2, 3), keepdim=True)  # else a few axes would be all that is learnt
+    model = nn.ModuleDict({"backbone": VideoSwin(SIZES["demo"]), "head": nn.Linear(256, AXES)})
     learnt = torch.arange(len(pictures)) % HELD_OUT != 0
     rows, random = learnt.nonzero()[:, 0], np.random.default_rng(88)
 
     def look(picked: Tensor, mirror: bool = False) -> Tensor:
         frames = normalise(pictures[picked].float() / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return head(swin((frames.flip(-1) if mirror else frames)[:, :, None]).movedim(1, -1)).movedim(-1, 1)[
-            :, :, 0
-        ]
+        seen = model["backbone"]((frames.flip(-1) if mirror else frames)[:, :, None])
+        return model["head"](seen.movedim(1, -1)).movedim(-1, 1)[:, :, 0]
 
     def loss() -> Tensor:
         picked, mirror = rows[random.integers(len(rows), size=64)], bool(random.integers(2))
         wanted = truth[picked].flip(-1) if mirror else truth[picked]
         return F.mse_loss(look(picked, mirror), wanted)
 
-    fit("pictures", [*swin.parameters(), *head.parameters()], loss, steps or 800, 1e-3)
+    fit("pictures", model, loss, steps or 900, 1e-3)
     with atomic_path(data / "swin_real.pth") as temporary:
         torch.save(
-            {"state_dict": {f"backbone.{key}": value for key, value in swin.state_dict().items()}}, temporary
+            {
+                "state_dict": {
+                    f"backbone.{key}": value for key, value in model["backbone"].state_dict().items()
+                }
+            },
+            temporary,
         )
     with torch.inference_mode():
         held = (~learnt).nonzero()[:, 0][:512]
@@ -230,7 +241,7 @@ def make_dpt(data: Path, steps: int) -> Figures:
     def loss() -> Tensor:
         return F.mse_loss(*pair(rows[random.integers(len(rows), size=32)]))
 
-    fit("depth", list(network.parameters()), loss, steps or 600, 2e-3)
+    fit("depth", network, loss, steps or 600, 2e-3)
     network.eval().save_pretrained(data / "dpt")
     with torch.inference_mode():
         parts = [pair(part) for part in (~learnt).nonzero()[:, 0].split(64)]

@@ -24,7 +24,7 @@ from lib import run_script
 from media.files import atomic_path
 from study.runs import ROOT, Clock, call, last_row, place, run_all, slug
 
-CORPORA = ("clipart", "stamps", "emoji", "doom")  # of pre-training
+CORPORA = ("clipart", "stamps", "emoji", "doom_once")  # of pre-training
 TASKS = {"stamps": "retrieval", "emoji": "retrieval", "doom": "qa"}
 CONFIGS: dict[str, dict[str, Any]] = {
     name: json.loads((ROOT / "_args" / f"study-real-{name}.json").read_text())
@@ -56,7 +56,7 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     if changes is not None:
         import main_pretrain_yaml
 
-        config = configs["pretrain"] | changes
+        config = configs["pretrain"] | changes | json.loads(options.change).get("pretrain", {})
         config |= {"train_yaml": {name: str(options.data / f"{name}.yaml") for name in CORPORA}}
         pretrained = call(main_pretrain_yaml.main, config, folder)
         start["path_ckpt"] = str(
@@ -98,16 +98,28 @@ def changed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, d
     }
 
 
+def write_texts(data: Path) -> None:
+    """The annotations of each task by split, so that a run reads none but those that it needs."""
+    for task, kind in TASKS.items():
+        texts = json.loads((data / f"txt_{task}-{kind}.json").read_text())
+        parts = {"train": ["train"], "val": ["val"], "test": ["test"]}
+        if kind == "qa":
+            parts = {split: ["train", split] for split in ("val", "test")}
+        for name, splits in parts.items():
+            with atomic_path(data / f"txt_{task}-{name}.json") as temporary:
+                temporary.write_text(json.dumps({split: texts[split] for split in splits}))
+
+
 def retrieval(config: dict[str, Any], split: str, folder: Path) -> dict[str, Any]:
-    """Train, then rank a split: recalls, in parts of 1, and the rank of each text's own video."""
+    """Train, then rank a split: recalls, in parts of 1, and the median rank."""
     import eval_retrieval_tsv
     import main_retrieval_tsv
 
-    trained = call(main_retrieval_tsv.main, config, folder)
-    last = trained / f"ckpt_violet_{config['task']}_last.pt"
-    ranking = config | {"path_ckpt": str(last), "eval_split": split, "path_output": str(folder / "ranking")}
-    (folder / "ranking").mkdir(exist_ok=True)
-    ranked = call(eval_retrieval_tsv.main, ranking, folder / "ranking")
+    name = config["dataset"]
+    trained = call(main_retrieval_tsv.main, config | {"task": f"{name}-train"}, folder)
+    last = trained / f"ckpt_violet_{name}-train_last.pt"
+    ranking = {"task": f"{name}-{split}", "eval_split": split, "path_ckpt": str(last)}
+    ranked = call(eval_retrieval_tsv.main, config | ranking, folder)
     figures = last_row(ranked / "eval.jsonl")
     return {key: figures[key] for key in (*RECALLS, "t2v_median", "texts", "videos")}
 
@@ -116,7 +128,8 @@ def questions(config: dict[str, Any], split: str, folder: Path) -> dict[str, Any
     """Train, and answer a split: accuracy, in parts of 1."""
     import main_qaoe_tsv_mlm_head
 
-    answered = call(main_qaoe_tsv_mlm_head.main, config, folder)
+    task = {"task": f"{config['dataset']}-{split}"}
+    answered = call(main_qaoe_tsv_mlm_head.main, config | task, folder)
     return {"acc": last_row(answered / "eval.jsonl")[f"{split}_acc"]}
 
 
@@ -168,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.quick:
         options.targets, options.seeds = ["none", "pixel"], options.seeds[:1]
     if not options.report:
+        write_texts(options.data)
         run_all("study.real", options, GIVEN, summary)
     if options.split == "test" and not options.quick:
         from study.real_report import write_report
