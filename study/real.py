@@ -63,7 +63,7 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             max(pretrained.glob("ckpt_violet_*.pt"), key=lambda path: path.stat().st_mtime)
         )
         rows = (pretrained / "metrics.jsonl").read_text().splitlines()
-        result["pretraining"] = [json.loads(row) for row in rows]
+        result["pretraining"] = [curves(json.loads(row)) for row in rows]
         clock.stop("pretrain")
     for task, kind in TASKS.items():
         measure = retrieval if kind == "retrieval" else questions
@@ -71,6 +71,12 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         clock.stop(task)
     shutil.rmtree(folder)  # its checkpoints are large, and can be made again
     return result | {"seconds": clock.seconds}
+
+
+def curves(row: dict[str, Any]) -> dict[str, float]:
+    """What is kept of a row of metrics: how much is right, and whether the video encoder collapses."""
+    kept = ("step", "mlm_acc", "vtm_acc", "video_rank", "video_similarity")
+    return {key: round(value, 4) for key, value in row.items() if key in kept or key.endswith("_skill")}
 
 
 def changed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
