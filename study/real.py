@@ -40,6 +40,7 @@ CONDITIONS: dict[str, dict[str, Any] | None] = {
 SEEDS = (88, 89, 90, 91, 92)
 QUICK = {"max_steps": 4}
 GIVEN = ("data", "output", "results", "split", "change")  # options that each run is started with
+RANKED = 150  # items of test: the pairs to be scored grow with the square
 RECALLS = ("t2v_r1", "t2v_r5", "t2v_r10")
 
 
@@ -112,8 +113,9 @@ def write_texts(data: Path) -> None:
         if kind == "qa":
             parts = {split: ["train", split] for split in ("val", "test")}
         for name, splits in parts.items():
+            most = RANKED if kind == "retrieval" and name == "test" else None
             with atomic_path(data / f"txt_{task}-{name}.json") as temporary:
-                temporary.write_text(json.dumps({split: texts[split] for split in splits}))
+                temporary.write_text(json.dumps({split: texts[split][:most] for split in splits}))
 
 
 def retrieval(config: dict[str, Any], split: str, folder: Path) -> dict[str, Any]:
