@@ -21,9 +21,13 @@ from weights.checkpoint import load_checkpoint
 @pytest.mark.parametrize("size", [1, 2, 5])
 @torch.inference_mode()
 def test_losses_equal_those_of_full_separate_passes(tiny_model, size):
-    """Read positions alone and a shared matched pass change no value."""
+    """Read positions alone and one pass of all pairs change no value."""
     model, batch = tiny_model.eval(), masked_batch(size)
+    passes: list[int] = []
+    hook = model.trsfr.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     output = model(batch)
+    hook.remove()
+    assert passes == [size * (1 + batch["negatives"].shape[1])]
     shown = hide_patches(batch["img"], batch["mvm_mask"])
     video, text = model.encode(shown, batch["masked_txt"], batch["mask"])
     fused = model.fuse(video, text, batch["mask"])
