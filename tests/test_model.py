@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
+from layers.norm import LayerNorm
 from lib import Config, UserError
 from masking import hide_patches
 from media.tokens import Tokens
@@ -16,6 +17,21 @@ from teachers.depth import DptTeacher
 from tests.conftest import SWIN, demo_network, masked_batch, noise_teachers, tiny_bert
 from weights.bert import bert_config, read_bert
 from weights.checkpoint import load_checkpoint
+
+
+def test_a_norm_of_half_precision_casts_its_parameters_and_their_gradients():
+    norm, x = LayerNorm(6), torch.randn(4, 6, dtype=torch.bfloat16)
+    nn.init.normal_(norm.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    found.float().square().sum().backward()
+    weight, bias = (p.detach().bfloat16().requires_grad_() for p in (norm.weight, norm.bias))
+    want = F.layer_norm(x, (6,), weight, bias, norm.eps)
+    want.float().square().sum().backward()
+    assert torch.equal(found, want)
+    for parameter, like in ((norm.weight, weight), (norm.bias, bias)):
+        assert parameter.grad.dtype == torch.float32
+        assert torch.equal(parameter.grad, like.grad.float())
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
