@@ -322,6 +322,16 @@ def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch)
         choose_parallel(Config(parallel="fsdp", amp="fp16"), two)
 
 
+def test_fsdp_on_cpus_needs_a_torch_that_can(monkeypatch):
+    """As torch 2.6 cannot."""
+    two = World(torch.device("cpu"), 0, 2)
+    assert choose_parallel(Config(parallel="fsdp"), two) == "fsdp"
+    monkeypatch.delattr(torch.cpu.Stream, "record_event")
+    assert choose_parallel(Config(parallel="fsdp"), ALONE) == "none"
+    with pytest.raises(UserError, match=r"torch 2.* cannot shard on CPUs; install a newer torch"):
+        choose_parallel(Config(parallel="fsdp"), two)
+
+
 @pytest.mark.parametrize(("gigabytes", "saves"), [(16, True), (24, False), (80, False)])
 def test_defaults_fit_the_card(monkeypatch, gigabytes, saves):
     card, cpu = torch.device("cuda", 0), torch.device("cpu")
