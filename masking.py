@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from batch import SpecialTokens
 
+TEXTS = ("txt", "mask", "other_txt", "other_mask")  # keys of a batch, equally long
 NEGATIVES = 3  # wrong texts of a video in video-text matching, at most
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
 Source = Generator | Sequence[Generator]  # of random numbers: a batch's, or one of each of its samples
@@ -123,8 +124,8 @@ def mask_batch(
     every hidden word and, of the patches, those that `reads` makes of the hidden ones, which is all of the
     output that a loss reads, and the numbers of patches that `places` makes of the hidden ones. `other_txt`,
     if the batch has it, loses words as `txt` does, or a whole text would be known as a wrong one.
-    `attention` (B, L) is needed for `am` alone. With `cut` the columns behind the longest text go once
-    everything is drawn: what is hidden is the same, and no loss reads padding.
+    `attention` (B, L) is needed for `am` alone. With `cut` the columns behind the longest text, one's own or
+    another, go once everything is drawn: the same is hidden, and no loss reads padding.
 
     The batch is on the CPU and is moved afterwards: a device that is asked how many words are hidden makes
     the host wait, and then waits for the host.
@@ -153,16 +154,17 @@ def mask_batch(
         patches = torch.where(attended[:, None, None, None], hidden_patches, patches)
         words = torch.where(attended[:, None], hidden_words, words)
     patches &= batch["valid"][:, None, None, None]  # there is nothing to see in a blank
-    longest = int((txt != special.pad).sum(dim=1).max()) if cut else txt.shape[1]
+    texts = torch.cat([txt, batch["other_txt"].flatten(0, 1)]) if "other_txt" in batch else txt
+    longest = int((texts != special.pad).sum(dim=1).max()) if cut else txt.shape[1]
     added: dict[str, Tensor] = {
-        **{name: batch[name][:, :longest] for name in ("txt", "mask") if name in batch},
+        **others,
+        **{name: value[..., :longest] for name, value in (batch | others).items() if name in TEXTS},
         "masked_txt": txt.masked_fill(words, special.mask)[:, :longest],
         "ans_mlm": txt.masked_fill(~words, -1)[:, :longest],
         "mlm_at": numbers_of(words[:, :longest]),
         "mvm_mask": patches,
         "positions": read_positions(reads(patches), words),
         **places(patches, batch["valid"]),
-        **others,
     }
     return {**batch, **added}
 

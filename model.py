@@ -348,20 +348,19 @@ class PretrainModel(Violet):
         """A batch with its masks (see `masking.mask_batch`) -> the losses and accuracies of the tasks."""
         shown = hide_patches(batch["img"], batch["mvm_mask"])
         video, text = self.encode(shown, batch["masked_txt"], batch["mask"])
-        read = self.fuse(video, text, batch["mask"], batch["positions"])
-        read = read.view_as(read)  # the gradient at a view runs no hook of the transformer
-        fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
-        visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
         output = Output(losses={}, weights=self.weights | self.balanced_weights())
-        if "mlm" in self.tasks:
-            self.name_words(words, batch, output)
         if "vtc" in self.tasks:
             whole = self.enc_txt(batch["txt"], batch["mask"])
             similar = self.contrast(video, whole, batch, output, self.world)
             if self.hard_negatives and self.training:
                 batch = {**batch, "negatives": draw_hard(*similar, batch["negatives"].shape[1])}
+        read, others = self.fuse_with_others(video, text, batch)
+        fused = put(read, batch["positions"], video.shape[1] + text.shape[1])
+        visual, words = fused[:, : video.shape[1]], fused[:, video.shape[1] :]
+        if "mlm" in self.tasks:
+            self.name_words(words, batch, output)
         if "vtm" in self.tasks:
-            self.match(words[:, 0], video, text, batch, output)
+            self.match(torch.cat([words[:, :1], others], dim=1), batch, output)
         if "mvm" in self.tasks:
             self.reconstruct(visual, shown, batch, output)
         if self.training:
@@ -369,6 +368,37 @@ class PretrainModel(Violet):
         if batch.get("probe"):
             output.scores |= task_gradients(output.losses, read)
         return output
+
+    def fuse_with_others(self, video: Tensor, text: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The output of each pair at its `positions` (B, K, D), and at [CLS] with N other texts (B, N, D).
+
+        One pass of (1 + N) B pairs: two passes would start twice the kernels, and add up their gradients. In
+        its last layer the other pairs read [CLS] K times, which is cheaper.
+        """
+        others, mask = self.other_texts(text, batch)
+        own, each = batch["positions"][:, None], 1 + others.shape[1]
+        cls = torch.full_like(own, video.shape[1]).expand(-1, each - 1, -1)
+        texts, masks, positions = (
+            torch.cat(parts, dim=1).flatten(0, 1)
+            for parts in ([text[:, None], others], [batch["mask"][:, None], mask], [own, cls])
+        )
+        fused = self.fuse(video.repeat_interleave(each, dim=0), texts, masks, positions)
+        fused = fused.unflatten(0, (-1, each))
+        return fused[:, 0], fused[:, 1:, 0]
+
+    def other_texts(self, text: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """text: (B, X, D) -> for VTM N texts of other samples, (B, N, X, D), and their masks (B, N, X).
+
+        They are texts of the batch in training (`negatives`), of the whole split in evaluation (`other_txt`).
+        """
+        if "vtm" not in self.tasks:
+            return text[:, None][:, :0], batch["mask"][:, None][:, :0]
+        if "other_txt" in batch:
+            ids, mask = batch["other_txt"], batch["other_mask"]
+            return self.enc_txt(ids.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, ids.shape[:2]), mask
+        at = batch["negatives"]
+        text, mask = (x.index_select(0, at.flatten()).unflatten(0, at.shape) for x in (text, batch["mask"]))
+        return text, mask
 
     def look_at_encoders(self, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
         """Figures of the inputs, and of the pooled tokens of both encoders, (B, V, D) and (B, X, D)."""
@@ -473,19 +503,13 @@ class PretrainModel(Violet):
         else:
             output.predictions["mlm"] = logits.argmax(dim=-1)
 
-    def match(self, matched: Tensor, video: Tensor, text: Tensor, batch: Batch, output: Output) -> None:
-        """VTM: each video picks its own text among others; see `matching_scores`.
+    def match(self, pairs: Tensor, batch: Batch, output: Output) -> None:
+        """VTM: each video picks its own text among others.
 
-        The others are texts of the batch in training (`negatives`), of the whole split in evaluation
-        (`other_txt`). Without any there is nothing to learn and nothing to count.
+        pairs: (B, 1 + N, D), the outputs at [CLS] with its own text and with the others. Without others there
+        is nothing to learn and nothing to count.
         """
-        if "other_txt" in batch:
-            ids, mask = (batch[key].flatten(0, 1) for key in ("other_txt", "other_mask"))
-            others, number = self.enc_txt(ids, mask), batch["other_txt"].shape[1]
-        else:
-            texts, number = batch["negatives"].flatten(), batch["negatives"].shape[1]
-            others, mask = text.index_select(0, texts), batch["mask"].index_select(0, texts)
-        scores = self.matching_scores(matched, video, others, mask)
+        scores, number = self.fc(pairs).float().squeeze(2), pairs.shape[1] - 1
         own = first_option(scores)
         right = best_alone(scores, own) & batch["valid"]
         count = torch.full((), len(scores) if number else 0, device=scores.device)
@@ -499,22 +523,9 @@ class PretrainModel(Violet):
         elif number:
             output.predictions["vtm"] = right
 
-    def matching_scores(self, matched: Tensor, video: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-        """`fc` scores (B, 1 + N) of each video with its own text and with N others.
-
-        matched: (B, D), the output at [CLS] of each video with its own text, from the pass that the other
-        tasks read; video: (B, V, D); others: (B N, X, D) text tokens; mask: (B N, X).
-        """
-        number, outputs = len(others) // len(video), matched[:, None]
-        if number:
-            cls = torch.full((len(others), 1), video.shape[1], device=video.device)
-            fused = self.fuse(video.repeat_interleave(number, dim=0), others, mask, cls)
-            outputs = torch.cat([outputs, rearrange(fused, "(b n) 1 d -> b n d", n=number)], dim=1)
-        return self.fc(outputs).float().squeeze(2)
-
 
 def first_option(scores: Tensor) -> Tensor:
-    """Scores (B, 1 + N) of `PretrainModel.matching_scores` -> (B,): the place of each video's own text."""
+    """Scores (B, 1 + N) of `PretrainModel.match` -> (B,): the place of each video's own text."""
     return scores.new_zeros(len(scores), dtype=torch.long)
 
 

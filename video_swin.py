@@ -4,8 +4,10 @@ Time is never down-sampled: one zero frame is appended and the patch embedding s
 Parameter names are those of the published weights.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -41,7 +43,7 @@ SIZES = {
 
 # ------------------------------------------------------------------------------------------- windows
 
-SHIFT_MASKS: dict[tuple[Dims, Dims, Dims, torch.device], Tensor] = {}  # of the sizes of clips met so far
+KEPT: dict[tuple["Plan", Dims, Dims, Dims, torch.device], Tensor] = {}  # of the sizes of clips met so far
 
 
 def fit_window(dims: Dims, window: Dims, shifted: bool) -> tuple[Dims, Dims]:
@@ -62,26 +64,29 @@ def relative_position_index(window: Dims) -> Tensor:
     return index
 
 
+Plan = Callable[[Dims, Dims, Dims, torch.device], Tensor]
+
+
+def kept(make: Plan, dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
+    """`make(dims, window, shift, device)`, from an earlier call if there was one."""
+    if torch.compiler.is_compiling():  # its tensors are stand-ins
+        return make(dims, window, shift, device)
+    key = (make, cast(Dims, tuple(dims)), window, shift, device)
+    found = KEPT.get(key)
+    if found is None:
+        with torch.inference_mode(False):  # kept for later calls, which may train
+            found = make(dims, window, shift, device)
+        if type(found) is Tensor:  # not a tracer's stand-in
+            KEPT[key] = found
+    return found
+
+
 def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
     """(windows, N, N) to be added to the scores: 0 within a region of the unrolled clip, -100 across.
 
     `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
     windows; patches that were not neighbours must not see each other there.
     """
-    if torch.compiler.is_compiling():  # its tensors are stand-ins
-        return make_shift_mask(dims, window, shift, device)
-    key = (cast(Dims, tuple(dims)), window, shift, device)
-    mask = SHIFT_MASKS.get(key)
-    if mask is None:
-        with torch.inference_mode(False):  # kept for later calls, which may train
-            mask = make_shift_mask(dims, window, shift, device)
-        if type(mask) is Tensor:  # not a tracer's stand-in
-            SHIFT_MASKS[key] = mask
-    return mask
-
-
-def make_shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
-    """See `shift_mask`, which keeps what this makes."""
     regions = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
     for axis, (size, width, step) in enumerate(zip(dims, window, shift, strict=True)):
         position = torch.arange(size, device=device)
@@ -90,6 +95,40 @@ def make_shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device)
     t, h, w = window
     regions = rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w)
     return -100.0 * (regions[:, :, None] != regions[:, None, :]).float()
+
+
+def window_order(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
+    """(2, L): which of the L patches of a clip of `dims` each place of its windows holds, and the reverse.
+
+    The places are W windows of N patches, or, if the clip is rolled by `shift`, N x W: see `WindowAttention`.
+    """
+    names = dict(zip(("t", "h", "w"), window, strict=True))
+    numbers = dict(zip(("nt", "nh", "nw"), (d // w for d, w in zip(dims, window, strict=True)), strict=True))
+    clip = "(nt t) (nh h) (nw w)"
+    places = "(t h w nt nh nw)" if any(shift) else "(nt nh nw t h w)"
+    patches = torch.arange(math.prod(dims), device=device)
+    rolled = patches.view(dims).roll([-s for s in shift], dims=(0, 1, 2))
+    back = rearrange(patches, f"{places} -> {clip}", **names, **numbers).roll(shift, dims=(0, 1, 2))
+    return torch.stack([rearrange(rolled, f"{clip} -> {places}", **names), back.flatten()])
+
+
+class Reorder(torch.autograd.Function):
+    """x (B, L, C) at `there` (L,), of which `back` (L,) is the reverse.
+
+    Its gradient is read at `back`; `index_select` alone would add it up, as if a place might be read twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(there, back)
+        return x.index_select(1, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient in the order of x."""
+        there, back = ctx.saved_tensors
+        return Reorder.apply(gradient, back, there), None, None
 
 
 class WindowAttention(nn.Module):
@@ -109,13 +148,17 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, W, N, C) for W windows of N patches; mask: (W, N, N) or None -> (B, W, N, C)."""
-        # a mask per window: windows lie beside the heads, so that it is not copied for every clip
-        layout = "(b w) h n d" if mask is None else "b (w h) n d"
+        """x: (B, W, N, C) for W windows of N patches -> the same; with a mask (W, N, N): (B, N, W, C).
+
+        A mask differs from window to window: windows then lie beside the heads, so that it is not copied for
+        every clip, and inside of the patches, as attention gives its result.
+        """
+        outside, inside = ("b w n", "(b w) h n d") if mask is None else ("b n w", "b (w h) n d")
+        windows, length = x.shape[1:3] if mask is None else (x.shape[2], x.shape[1])
         parts = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (rearrange(part, f"b w n (h d) -> {layout}", h=self.heads) for part in parts)
-        seen = F.scaled_dot_product_attention(q, k, v, self.bias(x.shape[2], mask, q.dtype))
-        return self.proj(rearrange(seen, f"{layout} -> b w n (h d)", w=x.shape[1], h=self.heads))
+        q, k, v = (rearrange(part, f"{outside} (h d) -> {inside}", h=self.heads) for part in parts)
+        seen = F.scaled_dot_product_attention(q, k, v, self.bias(length, mask, q.dtype))
+        return self.proj(rearrange(seen, f"{inside} -> {outside} (h d)", w=windows, h=self.heads))
 
     def bias(self, length: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """(1, heads, N, N) for windows of N = `length` patches, or (1, W heads, N, N) with a mask (W, N, N).
@@ -161,15 +204,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same."""
-        x = self.add(x, self.attend(self.norm1(x)))
-        return self.add(x, self.mlp(self.norm2(x)))
+        first, second = self.drawn(x)
+        x = self.add(x, self.attend(self.norm1(x)), first)
+        return self.add(x, self.mlp(self.norm2(x)), second)
 
-    def add(self, x: Tensor, change: Tensor) -> Tensor:
-        """x + change, of which training drops some clips' (stochastic depth, Huang et al., ECCV 2016)."""
+    def drawn(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """For each of the two changes of x 1 at the clips that keep it, 0 at the others; None: all do."""
         if not self.training or not self.drop_path:
+            return None, None
+        both = x.new_empty(2, len(x), 1, 1, 1, 1).bernoulli_(1 - self.drop_path)  # in one kernel
+        return both[0], both[1]
+
+    def add(self, x: Tensor, change: Tensor, keep: Tensor | None) -> Tensor:
+        """x + change, of which training drops some clips' (stochastic depth, Huang et al., ECCV 2016)."""
+        if keep is None:
             return x + change
-        kept = x.new_empty(len(x), 1, 1, 1, 1).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
-        return torch.addcmul(x, change, kept)  # one kernel for the product and the sum
+        return torch.addcmul(x, change, keep, value=1 / (1 - self.drop_path))  # in one kernel
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention within the windows of the clip, which is padded to whole windows."""
@@ -179,17 +229,12 @@ class Block(nn.Module):
         if any(pad):
             x = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
         padded: Dims = x.shape[1:4]  # type: ignore[assignment]
-        mask = None
-        if any(shift):
-            x = x.roll([-s for s in shift], dims=(1, 2, 3))
-            mask = shift_mask(padded, window, shift, x.device)
-        t, h, w = window
-        x = rearrange(x, "b (nt t) (nh h) (nw w) c -> b (nt nh nw) (t h w) c", t=t, h=h, w=w)
-        x = self.attn(x, mask)
-        nt, nh = padded[0] // t, padded[1] // h
-        x = rearrange(x, "b (nt nh nw) (t h w) c -> b (nt t) (nh h) (nw w) c", nt=nt, nh=nh, t=t, h=h, w=w)
-        if any(shift):
-            x = x.roll(shift, dims=(1, 2, 3))
+        there, back = kept(window_order, padded, window, shift, x.device)
+        mask = kept(shift_mask, padded, window, shift, x.device) if any(shift) else None
+        length = math.prod(window)
+        x = Reorder.apply(x.flatten(1, 3), there, back)
+        x = self.attn(x.unflatten(1, (-1, length) if mask is None else (length, -1)), mask)
+        x = Reorder.apply(x.flatten(1, 2), back, there).unflatten(1, padded)
         return x[:, : dims[0], : dims[1], : dims[2]]
 
 

@@ -192,8 +192,8 @@ def rank(model: Any, batch: dict[str, Any], dtype: torch.dtype) -> None:
     PairScorer(model, dtype).scores(video, text, moved["mask"])
 
 
-def count(script: str, amp: str) -> Count:
-    """Count a step of a script, or a block of an evaluation."""
+def count(script: str, amp: str, probe: bool = False) -> Count:
+    """Count a step of a script, or a block of an evaluation; `probe`: a step that measures gradients."""
     make, batch = models()[script]
     autocast, found = Autocast(), Count()
     with contextlib.ExitStack() as stack:
@@ -216,6 +216,7 @@ def count(script: str, amp: str) -> Count:
         loop = agent.Agent(config, World(META), model, masks if pretrains else lambda given, _: given)
         loop.model.train()
         loop.train_step([batch])  # constants are copied to the device, once
+        loop.step = 1 if probe else 3
         with found:
             loop.train_step([batch])
     return found
@@ -235,6 +236,7 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scripts", nargs="+", default=list(SCRIPTS), choices=list(SCRIPTS))
+    parser.add_argument("--probe", action="store_true", help="a step that measures each loss's gradient")
     parser.add_argument("--amp", choices=["off", *AMP], default="bf16")
     options = parser.parse_args()
     columns = [
@@ -248,7 +250,7 @@ def main() -> None:
     ]
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for script in options.scripts:
-        found = count(script, options.amp)
+        found = count(script, options.amp, options.probe)
         sizes = [f"{found.bytes[kind] / 1e9:.1f}" for kind in ("products", "attention", "rest")]
         times = [f"{1e3 * found.seconds[card]:.0f}" for card in CARDS]
         print("| " + " | ".join([f"`{script}`", str(found.waits), str(found.kernels), *sizes, *times]) + " |")

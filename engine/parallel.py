@@ -48,6 +48,11 @@ def choose_parallel(config: Config, world: World) -> str:
     kind: str = "zero1" if short and config.parallel == "ddp" else config.parallel
     if world.size == 1:
         return "none"
+    if kind == "fsdp" and world.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UserError(
+            f"parallel fsdp: torch {torch.__version__} cannot shard on CPUs; install a newer torch, or set "
+            "parallel to ddp or zero1."
+        )
     if kind == "fsdp" and choose_precision(config, world.device) == "fp16":
         raise UserError("parallel fsdp with fp16: shards do not share the loss scale; set amp to bf16.")
     if kind == "fsdp" and config.compile is True:

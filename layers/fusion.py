@@ -44,7 +44,10 @@ class FusionLayer(nn.Module):
         return rearrange(projections[name](x), "b l (h d) -> b h l d", h=self.heads)
 
     def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
-        """x: (B, L, D); mask: see `visible`; positions: (B, K) or None, all -> (B, L or K, D)."""
+        """x: (B, L, D); mask: see `visible`; positions: (B, K) or None, all -> (B, L or K, D).
+
+        The mask may be given as numbers to be added to the scores.
+        """
         at = x if positions is None else take(x, positions)
         if positions is not None and mask.shape[2] > 1:
             rows = mask.expand(len(x), -1, -1, -1)
@@ -81,6 +84,8 @@ class FusionEncoder(nn.Module):
 
         The last layer computes queries and feed-forward for those positions only: nothing reads the rest.
         """
+        # to be added to the scores: each layer's attention would make this of a mask
+        mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
         for layer in self.layer:
             at = positions if layer is self.layer[-1] else None
             if self.use_checkpoint and self.training:

@@ -1,8 +1,32 @@
 """Layer normalisation in the precision of its input."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Cast(torch.autograd.Function):
+    """Tensors in another precision, and their gradients in their own, by one kernel for all."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See the class; the tensors are of one precision."""
+        ctx.dtype = tensors[0].dtype
+        return cast(tensors, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the tensors."""
+        return None, *cast(gradients, ctx.dtype)
+
+
+def cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Copies in `dtype`."""
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return tuple(copies)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -18,5 +42,5 @@ class LayerNorm(nn.LayerNorm):
         if x.dtype == self.weight.dtype:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            weight, bias = Cast.apply(x.dtype, self.weight, self.bias)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

@@ -115,6 +115,22 @@ def test_a_sample_has_the_same_masks_whatever_batch_it_is_in():
     assert (together["other_txt"] == special.mask).any()
 
 
+@pytest.mark.parametrize(("others", "longest"), [(None, 3), (5, 5), (2, 3), (0, 3)])
+def test_texts_are_cut_to_the_longest_of_the_batch_others_included(others, longest):
+    """Own and other texts go through the transformer in one batch. 0: a split with a single text."""
+    txt = torch.tensor([[1, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0]])
+    batch = {"img": torch.randn(2, 2, 3, 64, 64), "txt": txt, "valid": torch.ones(2, dtype=torch.bool)}
+    if others is not None:
+        ids = (torch.arange(6) < others).long().expand(2, 3 if others else 0, 6)
+        batch |= {"other_txt": ids, "other_mask": ids}
+    batch["mask"] = (txt != 0).long()
+    found = mask_batch(batch, ["rm"], 0.5, SpecialTokens(0, 1, 2, 3), 32, generator(), cut=True)
+    widths = {key: found[key].shape[-1] for key in ("txt", "mask", "masked_txt", "ans_mlm")}
+    widths |= {key: found[key].shape[-1] for key in ("other_txt", "other_mask") if others is not None}
+    assert set(widths.values()) == {longest}
+    assert others is not None or found["negatives"].shape == (2, 1)
+
+
 def test_attended_masking_without_a_word_falls_back_to_rm():
     """As published; no word can be drawn from a text without words."""
     special = SpecialTokens(0, 1, 2, 3)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
+from layers.norm import LayerNorm
 from lib import Config, UserError
 from masking import hide_patches
 from media.tokens import Tokens
@@ -18,12 +19,31 @@ from weights.bert import bert_config, read_bert
 from weights.checkpoint import load_checkpoint
 
 
+def test_a_norm_of_half_precision_casts_its_parameters_and_their_gradients():
+    norm, x = LayerNorm(6), torch.randn(4, 6, dtype=torch.bfloat16)
+    nn.init.normal_(norm.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    found.float().square().sum().backward()
+    weight, bias = (p.detach().bfloat16().requires_grad_() for p in (norm.weight, norm.bias))
+    want = F.layer_norm(x, (6,), weight, bias, norm.eps)
+    want.float().square().sum().backward()
+    assert torch.equal(found, want)
+    for parameter, like in ((norm.weight, weight), (norm.bias, bias)):
+        assert parameter.grad.dtype == torch.float32
+        assert torch.equal(parameter.grad, like.grad.float())
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 @torch.inference_mode()
 def test_losses_equal_those_of_full_separate_passes(tiny_model, size):
-    """Read positions alone and a shared matched pass change no value."""
+    """Read positions alone and one pass of all pairs change no value."""
     model, batch = tiny_model.eval(), masked_batch(size)
+    passes: list[int] = []
+    hook = model.trsfr.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     output = model(batch)
+    hook.remove()
+    assert passes == [size * (1 + batch["negatives"].shape[1])]
     shown = hide_patches(batch["img"], batch["mvm_mask"])
     video, text = model.encode(shown, batch["masked_txt"], batch["mask"])
     fused = model.fuse(video, text, batch["mask"])

@@ -132,8 +132,9 @@ def test_matching_scores_of_all_pairs(model, tokens):
     video, text = tokens
     size, mask = len(video), expected("input/mask")
     others = torch.tensor([[j for j in range(size) if j != i] for i in range(size)])
-    matched, texts = model.fuse(video, text, mask)[:, video.shape[1]], others.flatten()
-    scores = model.matching_scores(matched, video, text[texts], mask[texts])
+    cls = torch.full((size, 1), video.shape[1])
+    read = model.fuse_with_others(video, text, {"mask": mask, "positions": cls, "negatives": others})
+    scores = model.fc(torch.cat(read, dim=1))[..., 0]
     order = torch.cat([torch.arange(size)[:, None], others], dim=1)
     assert_close(torch.empty(size, size).scatter(1, order, scores), "pretrain/vtm_scores")
 

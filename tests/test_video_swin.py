@@ -4,19 +4,22 @@ import warnings
 
 import pytest
 import torch
+from einops import rearrange
 from torch import nn
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from lib import UserError
 from video_swin import (
-    SHIFT_MASKS,
+    KEPT,
     SIZES,
     Block,
+    Reorder,
     Size,
     VideoSwin,
     fit_window,
     relative_position_index,
     shift_mask,
+    window_order,
 )
 from weights.swin import load_backbone
 
@@ -85,16 +88,16 @@ def test_a_dimension_within_its_window_is_not_shifted():
 def test_an_export_leaves_nothing_behind(strict):
     """A call after it computes, with the same result, and dynamo has nothing to warn of."""
     torch._dynamo.reset()
-    SHIFT_MASKS.clear()
+    KEPT.clear()
     size = Size(8, (2,), (1,), window=(2, 2, 2), drop_path=0.0, init_std=None)
     model, frames = VideoSwin(size).eval(), torch.randn(1, 3, 3, 32, 32)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lru_cache.*|.*functools.*")
         exported = torch.export.export(model, (frames,), strict=strict)
-        assert all(type(mask) is torch.Tensor for mask in SHIFT_MASKS.values())
+        assert all(type(mask) is torch.Tensor for mask in KEPT.values())
         with torch.inference_mode():
             want = model(frames)
-    assert SHIFT_MASKS and torch.isfinite(want).all()
+    assert KEPT and torch.isfinite(want).all()
     torch.testing.assert_close(exported.module()(frames), want)
     model(frames).sum().backward()  # what inference has kept can train
 
@@ -106,6 +109,20 @@ def test_shift_mask_parts_what_the_roll_joined():
     assert (mask[0] == 0).all()
     rows = torch.tensor([0, 0, 1, 1])
     assert torch.equal(mask[1] == 0, rows[:, None] == rows[None, :])
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (0, 1, 1), (1, 0, 1)])
+def test_windows_hold_what_a_roll_brings_into_them(shift):
+    dims, window = (4, 6, 4), (2, 3, 2)
+    there, back = window_order(dims, window, shift, torch.device("cpu"))
+    x = torch.randn(2, *dims, 3, dtype=torch.double, requires_grad=True)
+    rolled = x.roll([-s for s in shift], dims=(1, 2, 3))
+    places = "(t h w nt nh nw)" if any(shift) else "(nt nh nw t h w)"
+    want = rearrange(rolled, f"b (nt t) (nh h) (nw w) c -> b {places} c", t=2, h=3, w=2)
+    found = Reorder.apply(x.flatten(1, 3), there, back)
+    assert torch.equal(found, want)
+    assert torch.equal(Reorder.apply(found, back, there).view_as(x), x)
+    assert torch.autograd.gradcheck(lambda x: Reorder.apply(x, there, back).square(), x.flatten(1, 3))
 
 
 def test_relative_positions_are_distinct_and_symmetric_about_self():
@@ -200,8 +217,10 @@ def test_a_weights_file_that_would_run_code_is_refused(tmp_path):
 def test_stochastic_depth_drops_the_change_of_whole_clips():
     block = Block(8, 1, (2, 2, 2), shifted=False, drop_path=0.25).train()
     x, change = torch.zeros(2000, 1, 2, 1, 3), torch.ones(2000, 1, 2, 1, 3)
-    added = block.add(x, change).flatten(1)
-    assert torch.equal(added, added[:, :1].expand_as(added))
-    assert set(added.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert added.mean() == pytest.approx(1.0, abs=0.05)
-    assert torch.equal(block.eval().add(x, change), change)
+    for keep in (both := block.drawn(x)):
+        added = block.add(x, change, keep).flatten(1)
+        assert torch.equal(added, added[:, :1].expand_as(added))
+        assert set(added.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+        assert added.mean() == pytest.approx(1.0, abs=0.05)
+    assert not torch.equal(*both)
+    assert torch.equal(block.add(x, change, block.eval().drawn(x)[0]), change)

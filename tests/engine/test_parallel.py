@@ -32,10 +32,11 @@ from engine.step import compile_encoders
 from lib import Config, UserError, World, log
 from masking import mask_batch, numbers_of
 from model import PretrainModel, Violet
-from tasks.qa.model import ChoiceModel
+from mvm_targets import TARGETS
+from tasks.qa.model import ChoiceModel, MaskModel
 from tasks.retrieval.model import RetrievalModel
 from teachers.features import VideoSwinTeacher
-from tests.conftest import SWIN, tiny_bert
+from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
 from video_swin import Size, VideoSwin
 
@@ -321,6 +322,16 @@ def test_deepspeed_of_published_configs_is_half_precision_and_zero1(monkeypatch)
         choose_parallel(Config(parallel="fsdp", amp="fp16"), two)
 
 
+def test_fsdp_on_cpus_needs_a_torch_that_can(monkeypatch):
+    """As torch 2.6 cannot."""
+    two = World(torch.device("cpu"), 0, 2)
+    assert choose_parallel(Config(parallel="fsdp"), two) == "fsdp"
+    monkeypatch.delattr(torch.cpu.Stream, "record_event")
+    assert choose_parallel(Config(parallel="fsdp"), ALONE) == "none"
+    with pytest.raises(UserError, match=r"torch 2.* cannot shard on CPUs; install a newer torch"):
+        choose_parallel(Config(parallel="fsdp"), two)
+
+
 @pytest.mark.parametrize(("gigabytes", "saves"), [(16, True), (24, False), (80, False)])
 def test_defaults_fit_the_card(monkeypatch, gigabytes, saves):
     card, cpu = torch.device("cuda", 0), torch.device("cpu")
@@ -391,6 +402,46 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
         assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 0, 1, 0, 1, 0, 0, 0]
     assert not counters["graph_break"]
     assert not [w for w in recwarn if "lru_cache" in str(w.message)]
+
+
+def gradients_of(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+    """The losses of a batch and the gradients of their sum."""
+    torch.manual_seed(0)  # of the heads' dropout
+    model.zero_grad()
+    losses = model(batch).losses
+    torch.stack([mean.value for mean in losses.values()]).sum().backward()
+    found = {name: mean.value.detach() for name, mean in losses.items()}
+    return found | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_compiled_steps_equal_eager_ones(monkeypatch):
+    """Of every target and task: the graphs of forward and backward pass, run without generated code."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    sizes = (tiny_bert(), tiny_bert(), SWIN)
+    compiled, batch = Violet(*sizes), masked_batch()
+    compile_encoders(compiled)
+    encoders = {place: compiled.get_submodule(place) for place in ("enc_img", "trsfr")}
+    options = batch["txt"][:, None].expand(-1, 2, -1)
+    question = batch | {"answer": torch.arange(5) % 2, "place": torch.full((5,), 3)}
+    pretrain = {"tasks": ["mlm", "vtm", "mvm", "vtc"], "targets": list(TARGETS)}
+    steps = [
+        (PretrainModel(*sizes, **pretrain, teachers=noise_teachers()), batch | {"video": torch.arange(5)}),
+        (ChoiceModel(*sizes), question | {"txt": options, "mask": (options > 0).long()}),
+        (MaskModel(*sizes), question),
+        (RetrievalModel(*sizes, pair_batch=4), batch | {"video": torch.arange(5)}),
+    ]
+    for model, given in steps:
+        for place, encoder in encoders.items():
+            model.get_submodule(place).load_state_dict(encoder.state_dict())
+        wanted = gradients_of(model, given)
+        for place, encoder in encoders.items():
+            setattr(model, place, encoder)
+        found = gradients_of(model, given)
+        assert found.keys() == wanted.keys() and any(name.startswith("enc_img") for name in found)
+        for name, tensor in wanted.items():
+            worst = (found[name] - tensor).abs().max()
+            assert worst <= 1e-6 * max(1.0, tensor.abs().max()), f"{type(model).__name__}: {name} {worst:.1e}"
 
 
 def test_an_encoder_that_was_exported_still_works():

@@ -347,10 +347,9 @@ def test_two_processes_give_the_scores_of_one(monkeypatch, trained):
 
 
 def test_a_run_learns_its_videos_and_ranks_them_first(monkeypatch, arguments):
-    # with this seed the training finds all of its videos; with many others it would need more steps
-    given = [*arguments, "--size_batch", "8", "--size_epoch", "1", "--lr", "2e-3", "--seed", "12"]
+    given = [*arguments, "--size_batch", "8", "--size_epoch", "1", "--lr", "1e-3"]
     content = json.loads((Path(arguments[1]).parent / "txt_found.json").read_text())
-    content["train"] *= 100
+    content["train"] *= 200  # steps: with half of them some seeds have not found the videos
     (Path(arguments[1]).parent / "txt_found.json").write_text(json.dumps(content))
     folder = run_script(monkeypatch, main_retrieval_tsv, given)
     checkpoint = folder / "ckpt_violet_found_best.pt"
