@@ -24,7 +24,7 @@ from lib import run_script
 from media.files import atomic_path
 from study.runs import ROOT, Clock, call, last_row, place, run_all, slug
 
-CORPORA = ("clipart", "stamps", "emoji")  # of pre-training
+CORPORA = ("clipart", "stamps", "emoji", "doom_once")  # of pre-training
 TASKS = {"stamps": "retrieval", "emoji": "retrieval", "doom": "qa"}
 CONFIGS: dict[str, dict[str, Any]] = {
     name: json.loads((ROOT / "_args" / f"study-real-{name}.json").read_text())
@@ -40,7 +40,7 @@ CONDITIONS: dict[str, dict[str, Any] | None] = {
 SEEDS = (88, 89, 90, 91, 92)
 QUICK = {"max_steps": 4}
 GIVEN = ("data", "output", "results", "split", "change")  # options that each run is started with
-TESTED = {"retrieval": 100, "qa": 800}  # items of test, evenly spaced
+TESTED = {"stamps": 100, "emoji": 200, "doom": 800}  # items of test, evenly spaced
 RECALLS = ("t2v_r1", "t2v_r5", "t2v_r10")
 
 
@@ -113,7 +113,7 @@ def write_texts(data: Path) -> None:
         if kind == "qa":
             parts = {split: ["train", split] for split in ("val", "test")}
         for name, splits in parts.items():
-            step = max(1, len(texts["test"]) // TESTED[kind]) if name == "test" else 1
+            step = max(1, len(texts["test"]) // TESTED[task]) if name == "test" else 1
             with atomic_path(data / f"txt_{task}-{name}.json") as temporary:
                 temporary.write_text(
                     json.dumps({split: texts[split][:: step if split == "test" else 1] for split in splits})
