@@ -40,9 +40,9 @@ def blocks(runs: Runs, task: str) -> Blocks:
     return Blocks(list(runs), np.array(values))
 
 
-def comparisons(runs: Runs, base: str) -> int:
-    """Number of differences from a condition that the tables hold."""
-    return len(TASKS) * len([name for name in runs if name not in (base, NONE)])
+def comparisons(base: str) -> int:
+    """Number of differences from a condition that the whole study makes, whether all is run or not."""
+    return len(TASKS) * len([name for name in CONDITIONS if name not in (base, NONE)])
 
 
 def cell(gain: float, width: float) -> str:
@@ -56,7 +56,7 @@ def table(runs: Runs) -> str:
     heads = [f"{TITLES[task]} | gain" for task in TASKS]
     lines = [f"| pre-training | {' | '.join(heads)} | s |", "| --- " * (2 * len(TASKS) + 2) + "|"]
     found = {task: blocks(runs, task) for task in TASKS}
-    count = comparisons(runs, NONE)
+    count = comparisons(NONE)
     for name, seeds in runs.items():
         cells = []
         for block in found.values():
@@ -70,7 +70,7 @@ def table(runs: Runs) -> str:
 def target_table(runs: Runs) -> str:
     """A row per target: gains over pre-training by MLM and VTM alone."""
     lines = [f"| target | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
-    count = comparisons(runs, BASE)
+    count = comparisons(BASE)
     found = [blocks(runs, task) for task in TASKS]
     for name in runs:
         if name not in (NONE, BASE):
@@ -117,6 +117,12 @@ def power_lines(pilot: Runs, runs: Runs, seeds: int) -> Iterable[str]:
             )
 
 
+def lacking(runs: Runs) -> str:
+    """Which conditions have no runs yet."""
+    names = [name for name in CONDITIONS if name not in runs]
+    return f" Not run yet: {', '.join(names)}; `make study-real` goes on with them." if names else ""
+
+
 def chances(runs: Runs) -> str:
     """The figures of who guesses."""
     result = next(iter(runs[NONE].values()))
@@ -133,7 +139,7 @@ def draw(runs: Runs, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = [name for name in runs if name != NONE]
-    count = comparisons(runs, NONE)
+    count = comparisons(NONE)
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), height_ratios=(3, 2.4))
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     for axis, (task, title) in zip(axes[0], TITLES.items(), strict=True):
@@ -187,7 +193,7 @@ def short_table(runs: Runs) -> str:
     """For the README: no pre-training, without MVM, and every target; means of the seeds."""
     lines = [f"| pre-training | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
     found = [blocks(runs, task) for task in TASKS]
-    count = comparisons(runs, NONE)
+    count = comparisons(NONE)
     for name in runs:
         cells = []
         for block in found:
@@ -208,7 +214,7 @@ def write_report(results: Path, bench: Path) -> None:
     seeds = blocks(runs, "doom").seeds
     parts = [
         table(runs),
-        f"{len(runs)} conditions, {seeds} seeds. " + chances(runs),
+        f"{len(runs)} conditions, {seeds} seeds. {chances(runs)}{lacking(runs)}",
         target_table(runs),
         recall_table(runs),
         "\n".join(power_lines(pilot, runs, seeds)),
