@@ -185,7 +185,7 @@ def described(drawing: Path) -> str:
 
 
 def emoji(packages: Path) -> list[Entry]:
-    """Animated emoji without variants of skin tone, flags and keys; split by their first code point."""
+    """Animated emoji without variants of skin tone and flags; split by their first code point."""
     known = json.loads((folder_of(packages, NPM[-1]) / "package/en/data.json").read_text())
     by_code = {entry["hexcode"].lower().replace("-fe0f", ""): entry for entry in known}
     flags = next(group["order"] for group in groups(packages) if group["key"] == "flags")

@@ -70,7 +70,8 @@ def run(condition: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         measure = retrieval if kind == "retrieval" else questions
         result[task] = measure(configs[task] | start, options.split, folder)
         clock.stop(task)
-    shutil.rmtree(folder)  # its checkpoints are large, and can be made again
+    if not options.keep:
+        shutil.rmtree(folder)  # its checkpoints are large, and can be made again
     return result | {"seconds": clock.seconds}
 
 
@@ -173,6 +174,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--change", default="{}", help='JSON {"pretrain" or a task: {key: value}}: keys to try')
     add("--quick", action="store_true", help="four steps each, one seed, two conditions: to try the program")
     add("--report", action="store_true", help="make the report of the finished runs and exit")
+    add("--keep", action="store_true", help="with --one: keep the run's folder, for study.picture")
     add("--one", action="store_true", help="run the one named condition in this process")
     return parser.parse_args(arguments)
 

@@ -1,16 +1,18 @@
 """The study on real material: its splits and captions, statistics, networks' files, runs and report."""
 
+import base64
 import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from lib import Config, UserError
-from study import material, real, real_report, statistics
+from study import material, picture, real, real_report, statistics
 from teachers.features import timm_teacher
 
 # -- material
@@ -208,3 +210,22 @@ def test_report_says_what_is_beyond_noise(tmp_path):
 def test_report_needs_seeds(tmp_path, capsys):
     real_report.write_report(tmp_path, tmp_path)
     assert "needs two seeds" in capsys.readouterr().out
+
+
+def test_picture_shows_texts_that_one_of_the_runs_found(tmp_path):
+    rows = [["v0", "a"], ["v1", "b"]]
+    frame = base64.b64encode(cv2.imencode(".jpg", np.full((8, 8, 3), 200, np.uint8))[1]).decode()
+    (tmp_path / "img.tsv").write_text("".join(f"{name}\t{frame}\n" for name, _ in rows))
+    for run, ranks in {"with": (1, 9), "without": (3, 9)}.items():
+        (tmp_path / run).mkdir()
+        best = [{"video": name, "score": 0.0} for name, _ in rows]
+        found = [
+            {"direction": "t2v", "text": text, "video": name, "rank": rank, "best": best}
+            for (name, text), rank in zip(rows, ranks, strict=True)
+        ]
+        (tmp_path / run / "ranks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    runs = [str(tmp_path / "with"), str(tmp_path / "without")]
+    picture.main([*runs, f"--frames={tmp_path / 'img.tsv'}", f"--output={tmp_path / 'found.png'}"])
+    assert cv2.imread(str(tmp_path / "found.png")).shape[0] < 150  # one row: of the other nothing was found
+    with pytest.raises(UserError, match=r"no ranks\.jsonl"):
+        picture.main([str(tmp_path), runs[1]])
