@@ -40,9 +40,9 @@ def blocks(runs: Runs, task: str) -> Blocks:
     return Blocks(list(runs), np.array(values))
 
 
-def comparisons(base: str) -> int:
-    """Number of differences from a condition that the whole study makes, whether all is run or not."""
-    return len(TASKS) * len([name for name in CONDITIONS if name not in (base, NONE)])
+def comparisons(runs: Runs, base: str) -> int:
+    """Number of differences from a condition that a table holds."""
+    return len(TASKS) * len([name for name in runs if name not in (base, NONE)])
 
 
 def cell(gain: float, width: float) -> str:
@@ -56,7 +56,7 @@ def table(runs: Runs) -> str:
     heads = [f"{TITLES[task]} | gain" for task in TASKS]
     lines = [f"| pre-training | {' | '.join(heads)} | s |", "| --- " * (2 * len(TASKS) + 2) + "|"]
     found = {task: blocks(runs, task) for task in TASKS}
-    count = comparisons(NONE)
+    count = comparisons(runs, NONE)
     for name, seeds in runs.items():
         cells = []
         for block in found.values():
@@ -70,7 +70,7 @@ def table(runs: Runs) -> str:
 def target_table(runs: Runs) -> str:
     """A row per target: gains over pre-training by MLM and VTM alone."""
     lines = [f"| target | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
-    count = comparisons(BASE)
+    count = comparisons(runs, BASE)
     found = [blocks(runs, task) for task in TASKS]
     for name in runs:
         if name not in (NONE, BASE):
@@ -139,7 +139,7 @@ def draw(runs: Runs, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = [name for name in runs if name != NONE]
-    count = comparisons(NONE)
+    count = comparisons(runs, NONE)
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), height_ratios=(3, 2.4))
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     for axis, (task, title) in zip(axes[0], TITLES.items(), strict=True):
@@ -193,7 +193,7 @@ def short_table(runs: Runs) -> str:
     """For the README: no pre-training, without MVM, and every target; means of the seeds."""
     lines = [f"| pre-training | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
     found = [blocks(runs, task) for task in TASKS]
-    count = comparisons(NONE)
+    count = comparisons(runs, NONE)
     for name in runs:
         cells = []
         for block in found:
@@ -207,19 +207,19 @@ def short_table(runs: Runs) -> str:
 def write_report(results: Path, bench: Path) -> None:
     """Fill bench/STUDY_REAL.md and the README's table, and draw bench/study_real.png."""
     runs = read_runs(results)
-    if NONE not in runs or len(runs) < 3 or min(map(len, runs.values())) < 2:
-        print(f"{results}: a report needs two seeds of three conditions, among them `{NONE}`.")
+    if NONE not in runs or len(runs) < 2 or min(map(len, runs.values())) < 2:
+        print(f"{results}: a report needs two seeds of `{NONE}` and of another condition.")
         return
     pilot = read_runs(results / "pilot") if (results / "pilot").is_dir() else {}
     seeds = blocks(runs, "doom").seeds
     parts = [
         table(runs),
         f"{len(runs)} conditions, {seeds} seeds. {chances(runs)}{lacking(runs)}",
-        target_table(runs),
+        target_table(runs) if {NONE, BASE} < set(runs) else "",
         recall_table(runs),
         "\n".join(power_lines(pilot, runs, seeds)),
     ]
-    fill(bench / "STUDY_REAL.md", (START, END), "\n\n".join(parts))
+    fill(bench / "STUDY_REAL.md", (START, END), "\n\n".join(filter(None, parts)))
     fill(bench.parent / "README.md", MARKS, short_table(runs))
     draw(runs, bench / "study_real.png")
     print(table(runs))
