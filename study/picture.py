@@ -1,6 +1,6 @@
 """Draw the clips that two retrieval runs find for the same texts, side by side.
 
-    python -m study.picture WITH WITHOUT --frames _data/study-real/img_emoji.tsv --output docs/found.png
+    python -m study.picture WITH WITHOUT --frames _data/study-real/img_emoji.tsv --output bench/found.png
 
 WITH and WITHOUT are folders of eval_retrieval_tsv.py, of a run from pre-training and of one without it. The
 rows are the first texts of the split whose clip is among the five best of at least one of the two.
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar=("WITH", "WITHOUT"))
     parser.add_argument("--frames", type=Path, default=Path("_data/study-real/img_emoji.tsv"))
-    parser.add_argument("--output", type=Path, default=Path("docs/found.png"))
+    parser.add_argument("--output", type=Path, default=Path("bench/found.png"))
     options = parser.parse_args(arguments)
     draw([ranked(folder) for folder in options.runs], options.frames, options.output)
 
