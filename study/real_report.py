@@ -140,7 +140,8 @@ def draw(runs: Runs, path: Path) -> None:
 
     names = [name for name in runs if name != NONE]
     count = comparisons(runs, NONE)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), height_ratios=(3, 2.4))
+    heights = (0.8 + 0.35 * len(names), 2.6)
+    figure, axes = plt.subplots(2, 3, figsize=(12, sum(heights) + 1.2), height_ratios=heights)
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     for axis, (task, title) in zip(axes[0], TITLES.items(), strict=True):
         block = blocks(runs, task)
@@ -153,17 +154,19 @@ def draw(runs: Runs, path: Path) -> None:
             axis.plot(differences, [row + 0.25] * block.seeds, "|", color="#999999")
         axis.axvline(0, color="#888888", linewidth=1)
         axis.set_yticks(range(len(names)), names if task == "stamps" else [""] * len(names))
-        axis.invert_yaxis()
+        axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("points gained over no pre-training")
         axis.grid(axis="x", color="#dddddd")
     for axis, (key, title) in zip(axes[1], CURVES.items(), strict=True):
         for name in names:
             steps, values = curve(runs[name], key)
-            axis.plot(steps, values, color=colours[name], label=name, linewidth=1.2)
+            if steps:  # not every condition has the task
+                axis.plot(steps, values, color=colours[name], label=name, linewidth=1.2)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step of pre-training")
         axis.grid(color="#eeeeee")
+        axis.set_visible(bool(axis.has_data()))
     axes[1][0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
     with atomic_path(path) as temporary:
