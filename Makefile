@@ -53,7 +53,7 @@ study-real: $(READY)
 	.venv/bin/python -m study.doom --output $(REAL)/doom
 	.venv/bin/python -m study.material --output $(REAL)
 	.venv/bin/python -m study.networks --data $(REAL)
-	.venv/bin/python -m study.real --data $(REAL) $(if $(QUICK),--quick --results _snapshot/study-real/quick)
+	.venv/bin/python -m study.real --data $(REAL) $(if $(QUICK),--quick)
 
 $(READY): requirements.txt requirements-dev.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -25,7 +25,7 @@ class Cast(torch.autograd.Function):
 def cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Copies in `dtype`."""
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(copies, tensors)
+    torch._foreach_copy_(copies, tensors)  # underscored, but what torch.optim calls too
     return tuple(copies)
 
 

@@ -1,4 +1,4 @@
-"""Does pre-training help on pictures, clips and questions that we did not make, and which target helps?
+"""Does pre-training help on pictures and clips that we did not make, and which target helps?
 
     make study-real
     python -m study.real --targets none "mlm+vtm" --seeds 88 89
@@ -6,11 +6,11 @@
 It comes after study.material, study.doom and study.networks, which `make study-real` runs first. A run
 pre-trains in one condition on all training sets. Then it fine-tunes, each time from the pre-trained
 checkpoint, on retrieval of pictures (Tux Paint), retrieval of clips (animated emoji) and questions about
-first-person clips (ViZDoom). All runs have the same steps; rates and steps were chosen on val (`--split
-val`), and test is measured once. A finished run is a JSON under bench/study-real/ and is not run again.
-The report, bench/STUDY_REAL.md, is made of the finished runs; `--report` makes it alone.
+first-person clips (ViZDoom). All runs have the same steps and rates, which are chosen on val (`--split
+val`). A finished run is a JSON under bench/study-real/ and is not run again. The report,
+bench/STUDY_REAL.md, is made of the finished runs; `--report` makes it alone.
 
-In two minutes, to see that everything is in place: --quick --results /tmp/study-real.
+In two minutes, to see that everything is in place: --quick.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 from lib import run_script
 from media.files import atomic_path
-from study.runs import ROOT, Clock, call, last_row, place, run_all, slug
+from study.runs import ROOT, Clock, call, last_row, results_folder, run_all, run_one, slug
 
 CORPORA = ("clipart", "stamps", "emoji", "doom_once")  # of pre-training
 TASKS = {"stamps": "retrieval", "emoji": "retrieval", "doom": "qa"}
@@ -37,9 +37,18 @@ CONDITIONS: dict[str, dict[str, Any] | None] = {
     **{name: {"mvm_target": [name]} for name in ("pixel", "hog", "optical_flow", "depth", "2d_feature")},
     "2d_feature+pixel": {"mvm_target": ["2d_feature", "pixel"]},
 }
+OURS = Path("bench/study-real")
 SEEDS = (93, 94, 95, 96, 97)
 QUICK = {"max_steps": 4}
-GIVEN = ("data", "output", "results", "split", "change")  # options that each run is started with
+GIVEN = (
+    "data",
+    "output",
+    "results",
+    "split",
+    "change",
+    "quick",
+    "keep",
+)  # options that each run is started with
 TESTED = {"stamps": 100, "emoji": 200, "doom": 1600}  # items of test at most, evenly spaced
 RECALLS = ("t2v_r1", "t2v_r5", "t2v_r10")
 
@@ -167,14 +176,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--jobs", type=int, default=2, help="number of runs in parallel")
     add("--data", type=Path, default=Path("_data/study-real"), help="folder of the material")
     add("--output", type=Path, default=Path("_snapshot/study-real"), help="folder of the runs")
-    add("--results", type=Path, default=Path("bench/study-real"), help="a JSON per finished run")
+    add("--results", type=Path, help=f"folder of results (default: {OURS}; --quick: OUTPUT/quick)")
     add(
         "--split", choices=("val", "test"), default="test", help="the split that is measured: val for choices"
     )
     add("--change", default="{}", help='JSON {"pretrain" or a task: {key: value}}: keys to try')
     add("--quick", action="store_true", help="four steps each, one seed, two conditions: to try the program")
     add("--report", action="store_true", help="make the report of the finished runs and exit")
-    add("--keep", action="store_true", help="with --one: keep the run's folder, for study.picture")
+    add("--keep", action="store_true", help="keep the folders of the runs, for study.picture")
     add("--one", action="store_true", help="run the one named condition in this process")
     return parser.parse_args(arguments)
 
@@ -183,19 +192,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs and report."""
     options = parse(arguments)
     os.chdir(ROOT)
+    options.results = results_folder(options, OURS)
     options.results.mkdir(parents=True, exist_ok=True)
     if options.one:
-        condition, seed = options.targets[0], options.seeds[0]
-        result = run(condition, seed, options)
-        with atomic_path(place(options.results, condition, seed)) as temporary:
-            temporary.write_text(json.dumps(result) + "\n")
+        run_one(run, options)
         return
     if options.quick:
         options.targets, options.seeds = ["none", "pixel"], options.seeds[:1]
     if not options.report:
         write_texts(options.data)
         run_all("study.real", options, GIVEN, summary)
-    if options.split == "test" and not options.quick:
+    if options.results.resolve() == (ROOT / OURS).resolve():  # results elsewhere are trials
         from study.real_report import write_report
 
         write_report(options.results, ROOT / "bench")

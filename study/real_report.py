@@ -23,12 +23,12 @@ MARKS = "<!-- study-real -->", "<!-- end of study-real -->"  # in README.md
 Runs = dict[str, dict[int, dict[str, Any]]]
 
 
-def read_runs(folder: Path) -> Runs:
-    """condition -> seed -> result, in the order of `CONDITIONS`."""
+def read_runs(folder: Path, split: str = "test") -> Runs:
+    """condition -> seed -> result on a split, in the order of `CONDITIONS`; trials are left out."""
     runs: Runs = {name: {} for name in CONDITIONS}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
-        if not result["quick"]:
+        if result["split"] == split and not result["quick"] and not result["change"]:
             runs[result["condition"]][result["seed"]] = result
     return {name: seeds for name, seeds in runs.items() if seeds}
 
@@ -213,7 +213,7 @@ def write_report(results: Path, bench: Path) -> None:
     if NONE not in runs or len(runs) < 2 or min(map(len, runs.values())) < 2:
         print(f"{results}: a report needs two seeds of `{NONE}` and of another condition.")
         return
-    pilot = read_runs(results / "pilot") if (results / "pilot").is_dir() else {}
+    pilot = read_runs(results / "pilot", "val") if (results / "pilot").is_dir() else {}
     seeds = blocks(runs, "doom").seeds
     parts = [
         table(runs),

@@ -10,7 +10,7 @@ bench/STUDY.md and its picture are made of what is there. Any part of it:
 
     python -m study.run --targets none pixel 2d_feature --seeds 88 89 --jobs 2
 
-In two minutes, to see that everything is in place: --targets none --seeds 1 --quick --results /tmp/study.
+In two minutes, to see that everything is in place: --targets none --seeds 1 --quick.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from lib import run_script
 from media.files import atomic_path
-from study.runs import ROOT, Clock, call, last_row, place, run_all, slug
+from study.runs import ROOT, Clock, call, last_row, results_folder, run_all, run_one, slug
 
 # what all runs have in common; `pretrain` is that of the conditions from which they differ
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -46,12 +46,20 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "optical_flow, true": {"mvm_target": ["optical_flow"], "oracle": True},
     "depth, true": {"mvm_target": ["depth"], "oracle": True},
 }
+OURS = Path("bench/study")
 SEEDS = (88, 89, 90)
 STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of every run
 QUICK = dict.fromkeys(STEPS, 4)
 QA, PAIRS = CONFIGS["qa"]["task"], CONFIGS["retrieval"]["task"]  # and so the names of their text files
 RANKING = "study-ranking"
-GIVEN = ("data", "output", "results", "teachers", "backbone")  # options that each run is started with
+GIVEN = (
+    "data",
+    "output",
+    "results",
+    "teachers",
+    "backbone",
+    "quick",
+)  # options that each run is started with
 
 
 # ---------------------------------------------------------------------------------------- what runs read
@@ -187,7 +195,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--teachers", type=Path, default=Path("_snapshot/study/teachers"))
     parser.add_argument("--output", type=Path, default=Path("_snapshot/study"), help="folder of the runs")
     parser.add_argument(
-        "--results", type=Path, default=Path("bench/study"), help="folder of results, a JSON per finished run"
+        "--results", type=Path, help="folder of results (default: bench/study, or of --quick quick/)"
     )
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the program")
     parser.add_argument("--report", action="store_true", help="make the report of the finished runs and exit")
@@ -199,12 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Teachers, runs, report."""
     options = parse(arguments)
     os.chdir(ROOT)
+    options.results = results_folder(options, OURS)
     options.results.mkdir(parents=True, exist_ok=True)
     if options.one:
-        condition, seed = options.targets[0], options.seeds[0]
-        result = run(condition, seed, options)
-        with atomic_path(place(options.results, condition, seed)) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        run_one(run, options)
         return
     if not options.report:
         prepare(options)

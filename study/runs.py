@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from media.files import atomic_path
+
+Run = Callable[[str, int, argparse.Namespace], dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,6 +75,21 @@ def place(results: Path, condition: str, seed: int) -> Path:
     return results / f"{slug(condition, seed)}.json"
 
 
+def results_folder(options: argparse.Namespace, ours: Path) -> Path:
+    """Where results go: where `--results` says, else to `ours`; those of quick runs count nowhere else."""
+    return options.results or (options.output / "quick" if options.quick else ours)
+
+
+def run_one(
+    run: Callable[[str, int, argparse.Namespace], dict[str, Any]], options: argparse.Namespace
+) -> None:
+    """The first named condition and seed in this process; its result is written when it is finished."""
+    condition, seed = options.targets[0], options.seeds[0]
+    result = run(condition, seed, options)
+    with atomic_path(place(options.results, condition, seed)) as temporary:
+        temporary.write_text(json.dumps(result) + "\n")
+
+
 def run_all(
     program: str, options: argparse.Namespace, known: Sequence[str], summary: Callable[[Path], str]
 ) -> None:
@@ -86,7 +104,8 @@ def run_all(
     )
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
-    given = [f"--{name}={getattr(options, name)}" for name in known] + ["--quick"] * options.quick
+    values = {name: getattr(options, name) for name in known}
+    given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value]
 
     def start(pair: tuple[str, int]) -> None:
         run = ["--one", "--targets", pair[0], "--seeds", str(pair[1])]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lib import UserError
-from study import doom
+from study import doom, doom_film
 from study.doom_questions import (
     MOVES,
     NUMBERS,
@@ -188,7 +188,7 @@ def test_a_map_is_in_one_split_and_every_split_has_some():
 
 def test_plans_show_one_object_or_several_of_a_name_or_two_names():
     chance = random.Random(0)
-    plans = [doom.draw_plan(chance) for _ in range(500)]
+    plans = [doom_film.draw_plan(chance) for _ in range(500)]
     assert {plan.action for plan in plans} == {*MOVES, *TURNS}
     assert {len(plan.roles) for plan in plans} == {1, 2, 3}
     assert {role.word for plan in plans for role in plan.roles} == set(WORDS)
@@ -203,33 +203,33 @@ def test_plans_show_one_object_or_several_of_a_name_or_two_names():
 
 
 def test_free_space_ends_where_the_floor_or_a_wall_is_not_where_a_level_floor_would_be():
-    rows = np.arange(doom.HEIGHT)[:, None] - doom.HEIGHT // 2
-    floor = np.where(rows > 2, doom.FLOOR / np.maximum(rows, 3), 60)
-    level = np.broadcast_to(floor, (doom.HEIGHT, doom.WIDTH)).astype(np.uint8)
-    assert doom.free_ahead(level) > 250
+    rows = np.arange(doom_film.HEIGHT)[:, None] - doom_film.HEIGHT // 2
+    floor = np.where(rows > 2, doom_film.FLOOR / np.maximum(rows, 3), 60)
+    level = np.broadcast_to(floor, (doom_film.HEIGHT, doom_film.WIDTH)).astype(np.uint8)
+    assert doom_film.free_ahead(level) > 250
     walled = np.minimum(level, 15)  # a wall 145 units ahead
-    assert 120 < doom.free_ahead(walled) < 170
+    assert 120 < doom_film.free_ahead(walled) < 170
     step = level.copy()
     step[-30:] = 3
-    assert doom.free_ahead(step) == 0
+    assert doom_film.free_ahead(step) == 0
 
 
 def test_stills_are_four_frames_and_their_inverse_depth():
-    film = doom.Film()
-    for number in range(doom.FRAMES):
-        film.frames.append(np.full((doom.SIDE, doom.SIDE, 3), number, np.uint8))
-        film.depths.append(np.full((doom.SIDE, doom.SIDE), 2 * doom.DEPTH_NEAR, np.uint8))
+    film = doom_film.Film()
+    for number in range(doom_film.FRAMES):
+        film.frames.append(np.full((doom_film.SIDE, doom_film.SIDE, 3), number, np.uint8))
+        film.depths.append(np.full((doom_film.SIDE, doom_film.SIDE), 2 * doom.DEPTH_NEAR, np.uint8))
     frames, depth = doom.stills(film, 64)
     assert frames.shape == (4, 64, 64, 3) and depth.shape == (4, 64, 64)
     assert [int(frame.max()) for frame in frames] == [0, 4, 7, 11]
     assert np.unique(depth).tolist() == [128]  # half of the nearest
 
 
-def film_of(ahead=0.0, left=0.0, turned=0.0, box=(0.4, 0.3, 0.6, 0.8), light=90) -> doom.Film:
-    film = doom.Film()
-    for number in range(doom.FRAMES):
-        share = number / (doom.FRAMES - 1)
-        film.frames.append(np.full((doom.SIDE, doom.SIDE, 3), light, np.uint8))
+def film_of(ahead=0.0, left=0.0, turned=0.0, box=(0.4, 0.3, 0.6, 0.8), light=90) -> doom_film.Film:
+    film = doom_film.Film()
+    for number in range(doom_film.FRAMES):
+        share = number / (doom_film.FRAMES - 1)
+        film.frames.append(np.full((doom_film.SIDE, doom_film.SIDE, 3), light, np.uint8))
         film.boxes.append({7: box})
         film.player.append((ahead * share, left * share, (turned * share) % 360))
     return film
@@ -248,10 +248,10 @@ def film_of(ahead=0.0, left=0.0, turned=0.0, box=(0.4, 0.3, 0.6, 0.8), light=90)
     ],
 )
 def test_a_film_is_kept_if_the_player_did_what_was_planned(action, moved):
-    doom.check(film_of(**moved), action)
+    doom_film.check(film_of(**moved), action)
     for other in {*MOVES, *TURNS} - {action}:
-        with pytest.raises(doom.Cut, match="another way"):
-            doom.check(film_of(**moved), other)
+        with pytest.raises(doom_film.Cut, match="another way"):
+            doom_film.check(film_of(**moved), other)
 
 
 @pytest.mark.parametrize(
@@ -264,24 +264,24 @@ def test_a_film_is_kept_if_the_player_did_what_was_planned(action, moved):
     ],
 )
 def test_a_film_is_cut_if_an_object_cannot_be_seen(fault, reason):
-    with pytest.raises(doom.Cut, match=reason):
-        doom.check(film_of(**fault), "still")
+    with pytest.raises(doom_film.Cut, match=reason):
+        doom_film.check(film_of(**fault), "still")
 
 
 def test_a_monster_that_is_to_walk_walks():
     film = film_of()
     film.places = [{7: (0.0, 0.0)}, {7: (30.0, 40.0)}]
-    walker = doom.Plan("still", [doom.Role("zombie", "ZombieMan", 0, 100, True, True)])
-    doom.check_walk(film, walker)
+    walker = doom_film.Plan("still", [doom_film.Role("zombie", "ZombieMan", 0, 100, True, True)])
+    doom_film.check_walk(film, walker)
     film.places[-1] = {7: (3.0, 4.0)}
-    with pytest.raises(doom.Cut, match="did not walk"):
-        doom.check_walk(film, walker)
+    with pytest.raises(doom_film.Cut, match="did not walk"):
+        doom_film.check_walk(film, walker)
 
 
 def test_a_lack_of_vizdoom_is_told_with_its_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "vizdoom", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-study\.txt"):
-        doom.Stage("freedoom2.wad", "MAP01", 1, tmp_path / "engine.ini")
+        doom_film.Stage("freedoom2.wad", "MAP01", 1, tmp_path / "engine.ini")
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_films_come_with_questions_captions_and_depth(filmed):
     assert {row["type"] for row in rows} <= PHRASES.keys()
     with av.open(str(filmed[0] / rows[0]["video"])) as video:
         pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(pictures) == doom.FRAMES and pictures[0].shape == (doom.SIDE, doom.SIDE, 3)
+    assert len(pictures) == doom_film.FRAMES and pictures[0].shape == (doom_film.SIDE, doom_film.SIDE, 3)
     with np.load(filmed[0] / "depth.npz", allow_pickle=False) as stored:
         count = figures["clips"]["train"]
         assert stored["frames"].shape == (count, 4, 96, 96, 3) and stored["depth"].shape == (count, 4, 96, 96)

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from lib import Config, UserError
-from study import material, picture, real, real_report, statistics
+from study import material, picture, real, real_report, runs, statistics
 from teachers.features import timm_teacher
 
 # -- material
@@ -165,7 +165,7 @@ def test_configs_of_all_conditions_are_accepted_by_their_scripts(tmp_path):
     assert "depth_teacher" in configs["pretrain"] and "depth_teacher" not in configs["doom"]
 
 
-def write_runs(folder: Path) -> None:
+def write_runs(folder: Path, split: str = "test") -> None:
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     for seed in real.SEEDS:
@@ -175,6 +175,8 @@ def write_runs(folder: Path) -> None:
                 "condition": name,
                 "seed": seed,
                 "quick": False,
+                "split": split,
+                "change": {},
                 "doom": {"acc": found},
                 "seconds": {"doom": 40, "emoji": 60},
                 **{
@@ -185,7 +187,7 @@ def write_runs(folder: Path) -> None:
             if name != "none":
                 row = {"mlm_acc": 0.1, "vtm_acc": 0.6} | ({"mvm_pixel_skill": 0.2} if name == "pixel" else {})
                 result["pretraining"] = [{"step": step, **row} for step in (20, 40)]
-            real.place(folder, name, seed).write_text(json.dumps(result))
+            runs.place(folder, name, seed).write_text(json.dumps(result))
 
 
 def test_report_says_what_is_beyond_noise(tmp_path):
@@ -194,8 +196,14 @@ def test_report_says_what_is_beyond_noise(tmp_path):
     (bench / "STUDY_REAL.md").write_text("# Study\n\n<!-- table -->\n<!-- end of table -->\n\nText.\n")
     (tmp_path / "README.md").write_text("<!-- study-real -->\n<!-- end of study-real -->\n")
     write_runs(tmp_path / "results")
-    write_runs(tmp_path / "results/pilot")
-    (tmp_path / "results/quick.json").write_text(json.dumps({"quick": True}))
+    write_runs(tmp_path / "results/pilot", "val")
+    result = json.loads(runs.place(tmp_path / "results", "none", real.SEEDS[0]).read_text())
+    trials = {"quick": {"quick": True}, "val": {"split": "val"}, "try": {"change": {"emoji": {"lr": 1}}}}
+    for name, trial in trials.items():  # no trial is among the runs
+        (tmp_path / f"results/{name}.json").write_text(json.dumps({**result, "seed": 1, **trial}))
+    assert {seed for seeds in real_report.read_runs(tmp_path / "results").values() for seed in seeds} == set(
+        real.SEEDS
+    )
     real_report.write_report(tmp_path / "results", bench)
     page = (bench / "STUDY_REAL.md").read_text()
     first = next(line for line in page.splitlines() if line.startswith("| mlm+vtm |"))
@@ -229,3 +237,13 @@ def test_picture_shows_texts_that_one_of_the_runs_found(tmp_path):
     assert cv2.imread(str(tmp_path / "found.png")).shape[0] < 150  # one row: of the other nothing was found
     with pytest.raises(UserError, match=r"no ranks\.jsonl"):
         picture.main([str(tmp_path), runs[1]])
+
+
+def test_quick_runs_are_not_among_the_results(tmp_path):
+    for arguments, folder in (
+        (["--quick"], tmp_path / "quick"),
+        ([], real.OURS),
+        (["--results=x"], Path("x")),
+    ):
+        options = real.parse([*arguments, f"--output={tmp_path}"])
+        assert runs.results_folder(options, real.OURS) == folder

@@ -174,7 +174,7 @@ def write_run(folder: Path, condition: str, seed: int, answered: float, found: f
         "qa": {"test_acc": answered},
         "retrieval": {"t2v_r1": found, "t2v_r5": 2 * found, "t2v_r10": 3 * found},
     }
-    study.place(folder, condition, seed).write_text(json.dumps(result))
+    runs.place(folder, condition, seed).write_text(json.dumps(result))
 
 
 def test_report_gives_means_gains_and_what_is_beyond_noise(tmp_path):
@@ -213,7 +213,7 @@ def test_report_keeps_what_was_written_around_the_table(tmp_path):
 
 def test_runs_of_other_steps_are_not_mixed_in(tmp_path):
     write_run(tmp_path, "none", 88, 0.4, 0.1)
-    path = study.place(tmp_path, "none", 88)
+    path = runs.place(tmp_path, "none", 88)
     path.write_text(json.dumps({**json.loads(path.read_text()), "steps": study.QUICK}))
     assert study_report.read_runs(tmp_path) == {}
 
