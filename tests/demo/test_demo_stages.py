@@ -13,8 +13,8 @@ from engine.arguments import load_config
 ROOT = Path(__file__).parents[2]
 STUB = """#!/bin/sh
 printf '%s' "$1 $2" | grep -q "$FAILS" && {{ echo "the reason"; exit 3; }}
-for a in "$@"; do printf "'%s' " "$a"; done >> {record}
-echo >> {record}
+line=$(for a in "$@"; do printf "'%s' " "$a"; done)
+echo "$line" >> {record} # in one piece: two stages run at a time
 case "$*" in *--path_output*)
   while [ "$1" != --path_output ]; do if [ "$1" = --config ]; then c=$(basename $2 .json); fi; shift; done
   mkdir -p $2/_${{c#demo-}}_1 $2/_${{c}}_1;;
