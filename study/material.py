@@ -10,7 +10,9 @@ The packages stay in the folder `packages`. Written beside it, for the scripts t
     emoji.yaml         animated emoji with names and tags, of the train split: pre-training
     img_stamps.tsv, txt_stamps-retrieval.json    the same pictures in three splits: retrieval
     img_emoji.tsv, txt_emoji-retrieval.json      the same clips in three splits: retrieval
-    doom.yaml          the clips of study.doom with two captions each; doom_once.yaml: with one: pre-training
+    doom.yaml          the clips of study.doom with two captions each: pre-training
+    doom_some.yaml, stamps_often.yaml    a third of these clips; these pictures five times: pre-training in
+                       the study, where each set is to count a twentieth to a tenth beside Open Clip Art
     img_doom.tsv, txt_doom-qa.json    the same clips with questions
     text/              MiniLM: a BERT-family network with the vocabulary of bert-base-uncased
     image_teacher/     EfficientNet-Lite0, trained on ImageNet, in the layout of timm
@@ -279,14 +281,17 @@ def convert(output: Path, entries: dict[str, list[Entry]]) -> None:
             tool("own_data.py", output / f"{name}.csv", *given, "--path_ckpt", "")
 
 
-def list_once(output: Path, name: str) -> None:
-    """The corpus NAME_once: the rows of a corpus, each with its first caption alone."""
+def list_pairs(output: Path, name: str, listed: str, rows: Callable[[int], Iterable[int]]) -> None:
+    """The corpus `listed`: some rows of a corpus, or all of them several times, by `rows` of their number.
+
+    Each has its first caption alone.
+    """
     corpus = yaml.safe_load((output / f"{name}.yaml").read_text())
-    rows = len((output / corpus["caption"]).read_text().splitlines())
-    corpus["caption_linelist"] = f"{name}_once.linelist.tsv"
-    texts = {"linelist.tsv": "".join(f"{row}\t0\n" for row in range(rows)), "yaml": yaml.safe_dump(corpus)}
+    chosen = rows(len((output / corpus["caption"]).read_text().splitlines()))
+    corpus["caption_linelist"] = f"{listed}.linelist.tsv"
+    texts = {"linelist.tsv": "".join(f"{row}\t0\n" for row in chosen), "yaml": yaml.safe_dump(corpus)}
     for ending, text in texts.items():
-        with atomic_path(output / f"{name}_once.{ending}") as temporary:
+        with atomic_path(output / f"{listed}.{ending}") as temporary:
             temporary.write_text(text)
 
 
@@ -317,7 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
     entries = {"stamps": stamps(packages), "emoji": emoji(packages), "clipart": clipart(packages)}
     convert(output, entries)
     convert_doom(output)
-    list_once(output, "doom")
+    list_pairs(output, "doom", "doom_some", lambda rows: range(0, rows, 3))
+    list_pairs(output, "stamps", "stamps_often", lambda rows: list(range(rows)) * 5)
     counts = {
         name: {split or "train": sum(e.split == split for e in found) for split in {e.split for e in found}}
         for name, found in entries.items()

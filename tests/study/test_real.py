@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import stats
 
 from lib import Config, UserError
@@ -118,6 +119,24 @@ def test_efficientnet_under_its_packages_names_is_a_teacher(tmp_path):
         material.write_image_teacher(tmp_path, tmp_path / "teacher")
 
 
+def test_a_list_of_pairs_names_chosen_rows_with_their_first_caption(tmp_path):
+    (tmp_path / "doom.yaml").write_text("img: doom.img.tsv\ncaption: doom.caption.tsv\n")
+    (tmp_path / "doom.caption.tsv").write_text("".join(f"v{row}\t[]\n" for row in range(7)))
+    for listed, rows, wanted in (
+        ("some", lambda rows: range(0, rows, 3), [0, 3, 6]),
+        ("often", lambda rows: list(range(rows)) * 2, [*range(7)] * 2),
+    ):
+        material.list_pairs(tmp_path, "doom", listed, rows)
+        corpus = yaml.safe_load((tmp_path / f"{listed}.yaml").read_text())
+        assert corpus == {
+            "img": "doom.img.tsv",
+            "caption": "doom.caption.tsv",
+            "caption_linelist": f"{listed}.linelist.tsv",
+        }
+        lines = (tmp_path / f"{listed}.linelist.tsv").read_text().splitlines()
+        assert lines == [f"{row}\t0" for row in wanted]
+
+
 # -- statistics
 
 
@@ -165,11 +184,27 @@ def test_configs_of_all_conditions_are_accepted_by_their_scripts(tmp_path):
     assert "depth_teacher" in configs["pretrain"] and "depth_teacher" not in configs["doom"]
 
 
+def test_few_of_train_are_labelled_and_each_split_has_its_own_items(tmp_path):
+    sizes = {"train": 1275, "val": 10, "test": 500}
+    texts = {split: [f"{split}{n}" for n in range(size)] for split, size in sizes.items()}
+    for task, kind in real.TASKS.items():
+        (tmp_path / f"txt_{task}-{kind}.json").write_text(json.dumps(texts))
+    real.write_texts(tmp_path)
+    emoji = {split: json.loads((tmp_path / f"txt_emoji-{split}.json").read_text())[split] for split in sizes}
+    assert emoji["val"] == texts["val"]
+    for split, number in (("train", 64), ("test", 100)):
+        places = [texts[split].index(text) for text in emoji[split]]
+        steps = np.diff(places)
+        assert len(places) == number and places[0] == 0 and steps.max() - steps.min() <= 1
+    doom = json.loads((tmp_path / "txt_doom-test.json").read_text())
+    assert doom == {"train": texts["train"], "test": texts["test"]}
+
+
 def write_runs(folder: Path, split: str = "test") -> None:
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     for seed in real.SEEDS:
-        for name in ("none", "mlm+vtm", "pixel"):
+        for name in ("none", "mlm+vtm+vtc", "pixel"):
             found = 0.2 + 0.3 * (name != "none") + 0.005 * random.normal() + 0.05 * (seed - real.SEEDS[2])
             result = {
                 "condition": name,
@@ -206,7 +241,7 @@ def test_report_says_what_is_beyond_noise(tmp_path):
     )
     real_report.write_report(tmp_path / "results", bench)
     page = (bench / "STUDY_REAL.md").read_text()
-    first = next(line for line in page.splitlines() if line.startswith("| mlm+vtm |"))
+    first = next(line for line in page.splitlines() if line.startswith("| mlm+vtm+vtc |"))
     assert len(re.findall(r"\*\*\+(29|30|31)\.\d ± \d\.\d\*\*", first)) == 3 and first.endswith("| 100 |")
     second = page[page.index("| target |") :]
     assert "**" not in next(line for line in second.splitlines() if line.startswith("| pixel |"))
