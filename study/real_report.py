@@ -67,6 +67,19 @@ def table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def of_all(runs: Runs) -> str:
+    """What pre-training gains whatever its target, and what MVM gains whatever its target."""
+    lines = [f"| | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
+    found = [blocks(runs, task) for task in TASKS]
+    asked = {"all with pre-training, over none": ([NONE], NONE)}
+    if {NONE, BASE} < set(runs):
+        asked[f"all with MVM, over {BASE}"] = ([NONE, BASE], BASE)
+    for name, (bases, base) in asked.items():
+        cells = [cell(*block.gain_of_all(bases, base, len(asked) * len(TASKS))) for block in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def target_table(runs: Runs) -> str:
     """A row per target: gains over pre-training without MVM."""
     lines = [f"| target | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
@@ -194,7 +207,8 @@ def curve(seeds: Mapping[int, dict[str, Any]], key: str) -> tuple[list[int], lis
 
 def short_table(runs: Runs) -> str:
     """For the README: no pre-training, without MVM, and every target; means of the seeds."""
-    lines = [f"| pre-training | {' | '.join(TITLES.values())} |", "| --- " * (len(TASKS) + 1) + "|"]
+    heads = [title.split(",")[0] for title in TITLES.values()]
+    lines = [f"| pre-training | {' | '.join(heads)} |", "| --- " * (len(TASKS) + 1) + "|"]
     found = [blocks(runs, task) for task in TASKS]
     count = comparisons(runs, NONE)
     for name in runs:
@@ -218,6 +232,7 @@ def write_report(results: Path, bench: Path) -> None:
     parts = [
         table(runs),
         f"{len(runs)} conditions, {seeds} seeds. {chances(runs)}{lacking(runs)}",
+        of_all(runs),
         target_table(runs) if {NONE, BASE} < set(runs) else "",
         recall_table(runs),
         "\n".join(power_lines(pilot, runs, seeds)),

@@ -49,6 +49,13 @@ class Blocks:
         width = stats.t.ppf(1 - LEVEL / 2 / comparisons, self.freedom) * error
         return self.mean(condition) - self.mean(base), float(width)
 
+    def gain_of_all(self, bases: Sequence[str], base: str, comparisons: int) -> tuple[float, float]:
+        """The same for the mean of all conditions that are not in `bases`, over `base`."""
+        others = [name for name in self.conditions if name not in bases]
+        error = self.deviation * math.sqrt((1 + 1 / len(others)) / self.seeds)
+        width = stats.t.ppf(1 - LEVEL / 2 / comparisons, self.freedom) * error
+        return float(np.mean([self.mean(name) for name in others]) - self.mean(base)), float(width)
+
 
 def detectable(deviation: float, conditions: int, seeds: int, comparisons: int) -> float:
     """The difference between two conditions that such a study finds with a probability of POWER."""

@@ -159,6 +159,19 @@ def test_intervals_hold_for_all_comparisons_at_once_and_seeds_drop_out():
     assert wrong / 400 < 0.07
 
 
+def test_the_mean_of_all_conditions_is_compared_within_its_own_noise():
+    random = np.random.default_rng(4)
+    wrong = 0
+    for _ in range(1000):
+        values = random.normal(size=(6, 5)) + 50 * random.normal(size=5)
+        gain, width = statistics.Blocks([*"abcdef"], values).gain_of_all("ab", "b", 1)
+        wrong += abs(gain) > width
+        assert gain == pytest.approx(values[2:].mean() - values[1].mean())
+    assert wrong / 1000 == pytest.approx(0.05, abs=0.02)
+    two = statistics.Blocks([*"ab"], random.normal(size=(2, 5)))  # of one, it is the plain difference
+    assert two.gain_of_all("a", "a", 3) == pytest.approx(two.gain("b", "a", 3))
+
+
 def test_power_is_the_share_of_studies_that_find_the_difference():
     random = np.random.default_rng(3)
     shift = statistics.detectable(2.0, conditions=8, seeds=5, comparisons=21)
