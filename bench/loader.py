@@ -3,7 +3,7 @@
     python -m bench.loader videos.csv
 
 The CSV is one that make_tsv.py takes, of `video` and `caption`. The forms: rows of JPEGs, with and without
-the index of fields; proxies; the videos themselves (linked). The baseline reads the same rows by Pillow and
+the index of fields, and of quality 60; proxies; the videos themselves (linked). The baseline reads the same rows by Pillow and
 torchvision. Reading the rows' bytes alone, and decoding every frame of every video, show where time goes.
 Only the processor time of this process counts: files come from the page cache, and other programs may run.
 """
@@ -30,7 +30,12 @@ from media.frames import Transform, random_frames, read_clip, row_frames
 from media.tsv import Tsv
 
 TOOL = Path(__file__).resolve().parents[1] / "_tools" / "make_tsv.py"
-FORMS = {"stored": [], "proxy": ["--proxy"], "linked": ["--link"]}
+FORMS = {
+    "stored": [],
+    "coarse": ["--quality", "60"],
+    "proxy": ["--proxy"],
+    "linked": ["--link"],
+}
 
 
 def rate(work: Callable[[int], object], rows: int, least: float) -> float:
@@ -92,6 +97,7 @@ def main() -> None:
         ways = {
             "rows": sample("unindexed"),
             "rows, index of fields": sample("stored"),
+            "rows of quality 60": sample("coarse"),
             "proxies": sample("proxy"),
             "linked videos": sample("linked"),
             "rows by Pillow and torchvision": lambda row: by_pillow(
