@@ -4,8 +4,9 @@
 
 The CSV is one that make_tsv.py takes, of `video` and `caption`. The forms: rows of JPEGs, with and without
 the index of fields, and of quality 60; proxies; the videos themselves (linked). The baseline reads the same
-rows by Pillow and torchvision. Reading the rows' bytes alone, and decoding every frame of every video, show where time goes.
-Only the processor time of this process counts: files come from the page cache, and other programs may run.
+rows by Pillow and torchvision. Reading the rows' bytes alone, and decoding every frame of every video, show
+where time goes. Only the processor time of this process counts: files come from the page cache, and other
+programs may run.
 """
 
 import argparse
