@@ -40,15 +40,8 @@ CONDITIONS: dict[str, dict[str, Any] | None] = {
 OURS = Path("bench/study-real")
 SEEDS = (101, 102, 103, 104, 105)
 QUICK = {"max_steps": 4}
-GIVEN = (
-    "data",
-    "output",
-    "results",
-    "split",
-    "change",
-    "quick",
-    "keep",
-)  # options that each run is started with
+# options that each run is started with
+GIVEN = ("data", "output", "results", "split", "change", "quick", "keep")
 # items that are used at most, evenly spaced: labelled ones of train, all others are pre-training's alone
 USED = {
     "train": {"stamps": 108, "emoji": 64, "doom": 6000},

@@ -52,14 +52,8 @@ STEPS = {name: config["max_steps"] for name, config in CONFIGS.items()}  # of ev
 QUICK = dict.fromkeys(STEPS, 4)
 QA, PAIRS = CONFIGS["qa"]["task"], CONFIGS["retrieval"]["task"]  # and so the names of their text files
 RANKING = "study-ranking"
-GIVEN = (
-    "data",
-    "output",
-    "results",
-    "teachers",
-    "backbone",
-    "quick",
-)  # options that each run is started with
+# options that each run is started with
+GIVEN = ("data", "output", "results", "teachers", "backbone", "quick")
 
 
 # ---------------------------------------------------------------------------------------- what runs read

@@ -18,10 +18,8 @@ from typing import Any
 
 from media.files import atomic_path
 
-Run = Callable[[str, int, argparse.Namespace], dict[str, Any]]
+Run = Callable[[str, int, argparse.Namespace], dict[str, Any]]  # condition, seed, options -> result
 ROOT = Path(__file__).resolve().parents[1]
-# glibc keeps the memory of one step for the next: a fifth of the time that a run's small tensors cost
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 @contextlib.contextmanager
@@ -82,9 +80,7 @@ def results_folder(options: argparse.Namespace, ours: Path) -> Path:
     return options.results or (options.output / "quick" if options.quick else ours)
 
 
-def run_one(
-    run: Callable[[str, int, argparse.Namespace], dict[str, Any]], options: argparse.Namespace
-) -> None:
+def run_one(run: Run, options: argparse.Namespace) -> None:
     """The first named condition and seed in this process; its result is written when it is finished."""
     condition, seed = options.targets[0], options.seeds[0]
     result = run(condition, seed, options)
@@ -105,7 +101,7 @@ def run_all(
         f"{len(wanted) - len(open_runs)} of {len(wanted)} runs are done, {len(open_runs)} remain", flush=True
     )
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **KEPT, **os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
     values = {name: getattr(options, name) for name in known}
     given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value]
 

@@ -13,8 +13,9 @@ import yaml
 from scipy import stats
 
 from lib import Config, UserError
-from study import material, picture, real, real_report, runs, statistics
+from study import ceiling, material, picture, real, real_report, runs, statistics
 from teachers.features import timm_teacher
+from video_swin import SIZES, VideoSwin
 
 # -- material
 
@@ -182,6 +183,37 @@ def test_power_is_the_share_of_studies_that_find_the_difference():
         gain, width = statistics.Blocks([*"abcdefgh"], values).gain("b", "a", 21)
         found += gain > width
     assert found / 1000 == pytest.approx(0.8, abs=0.05)
+
+
+# -- what features can do
+
+
+def test_a_linear_map_is_found_and_noise_ranks_by_chance():
+    random = torch.Generator().manual_seed(0)
+    features, map_ = torch.randn(700, 20, generator=random), torch.randn(20, 8, generator=random)
+    sentences = features @ map_ + 3
+    assert ceiling.transfer((features[:600], sentences[:600]), (features[600:], sentences[600:])) > 0.9
+    noise = torch.randn(700, 8, generator=random)
+    chance = ceiling.transfer((features[:600], noise[:600]), (features[600:], noise[600:]))
+    assert chance == pytest.approx((0.01 + 0.05 + 0.1) / 3, abs=0.04)
+    assert ceiling.mean_recall(torch.zeros(100, 100)) == 0  # all alike: a tie counts against
+
+
+def test_features_of_a_clip_are_the_means_of_its_frames(tmp_path):
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    timm.models.save_for_hf(network, str(tmp_path / "image_teacher"), safe_serialization=True)
+    state = {f"backbone.{name}": value for name, value in VideoSwin(SIZES["demo"]).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "swin_real.pth")
+    eyes = ceiling.Eyes(tmp_path)
+    random = torch.Generator().manual_seed(0)
+    clips = torch.randint(256, (3, 2, 3, 96, 96), dtype=torch.uint8, generator=random)
+    found = eyes(clips)
+    assert found["start"].shape == (3, 256) and found["EfficientNet"].shape == (3, 1280)
+    single = [eyes(clips[:, [frame]])["EfficientNet"] for frame in (0, 1)]
+    torch.testing.assert_close(found["EfficientNet"], sum(single) / 2)
+    torch.testing.assert_close(eyes(clips[1:2])["start"], found["start"][1:2])
 
 
 # -- runs and report
