@@ -22,6 +22,7 @@ from engine.doctor import Doctor
 from engine.parallel import (
     AMP,
     choose_compile,
+    choose_kernels,
     choose_parallel,
     choose_precision,
     clip,
@@ -62,6 +63,7 @@ from engine.step import (
     to_device,
     to_host,
     total_loss,
+    use_kernels,
     values_of,
 )
 from lib import Config, UserError, World, log
@@ -111,6 +113,8 @@ class Agent:
         self.precision = choose_precision(config, world.device)
         sharing = choose_parallel(config, world)
         self.model = model.to(world.device)
+        if choose_kernels(config, world.device):
+            use_kernels(self.model)
         if choose_compile(config, sharing, world.device):
             compile_encoders(self.model)
         self.wrapped = wrap(self.model, world, sharing, config.compress_gradients)

@@ -301,6 +301,9 @@ class Config:
     than 24 GB"""
     compile: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
     """compile the video encoder and the cross-modal transformer; auto: on CUDA, if Triton is installed"""
+    window_kernels: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
+    """attention within Video Swin's windows by our own kernels, in bf16 and fp16; auto: on CUDA of compute
+    capability 8 or more, if Triton is installed"""
     tf32: bool = key(False, EVERY, STEPS)
     """with amp off on CUDA: matrix products in TF32, faster and of lower precision than float32"""
     deterministic: bool = key(False, EVERY, STEPS)

@@ -5,7 +5,7 @@ Parameter names are those of the published weights.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -81,11 +81,11 @@ def kept(make: Plan, dims: Dims, window: Dims, shift: Dims, device: torch.device
     return found
 
 
-def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
-    """(windows, N, N) to be added to the scores: 0 within a region of the unrolled clip, -100 across.
+def shift_regions(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
+    """(windows, N) numbers of regions; patches of different ones must not see each other.
 
     `dims` are the padded ones. Rolling by `shift` brings the clip's start behind its end in the last
-    windows; patches that were not neighbours must not see each other there.
+    windows; patches that were not neighbours are in different regions there.
     """
     regions = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
     for axis, (size, width, step) in enumerate(zip(dims, window, shift, strict=True)):
@@ -93,8 +93,7 @@ def shift_mask(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> T
         region = (position >= size - width).long() + (position >= size - step) if step else 0 * position
         regions = regions * 3 + region.view([-1 if a == axis else 1 for a in range(3)])
     t, h, w = window
-    regions = rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w)
-    return -100.0 * (regions[:, :, None] != regions[:, None, :]).float()
+    return rearrange(regions, "(nt t) (nh h) (nw w) -> (nt nh nw) (t h w)", t=t, h=h, w=w).contiguous()
 
 
 def window_order(dims: Dims, window: Dims, shift: Dims, device: torch.device) -> Tensor:
@@ -135,6 +134,7 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention within a window, with a learned bias per head and relative position."""
 
     relative_position_index: Tensor
+    kernels = False  # whether attention is layers/window_kernels.py's, see engine/step.py
 
     def __init__(self, dim: int, heads: int, window: Dims) -> None:
         super().__init__()
@@ -147,31 +147,40 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, W, N, C) for W windows of N patches -> the same; with a mask (W, N, N): (B, N, W, C).
+    def forward(self, x: Tensor, regions: Tensor | None) -> Tensor:
+        """x: (B, W, N, C) for W windows of N patches -> the same; with regions (W, N): (B, N, W, C)."""
+        qkv = self.qkv(x)
+        length = x.shape[2] if regions is None else x.shape[1]
+        table = self.relative_position_bias_table.to(qkv.dtype)
+        bias = F.embedding(self.relative_position_index[:length, :length], table)
+        bias = rearrange(bias, "n m h -> h n m").contiguous()
+        if self.kernels and qkv.dtype in (torch.bfloat16, torch.float16):
+            from layers.window_kernels import attend as attend_by_kernels  # needs Triton
 
-        A mask differs from window to window: windows then lie beside the heads, so that it is not copied for
-        every clip, and inside of the patches, as attention gives its result.
-        """
-        outside, inside = ("b w n", "(b w) h n d") if mask is None else ("b n w", "b (w h) n d")
-        windows, length = x.shape[1:3] if mask is None else (x.shape[2], x.shape[1])
-        parts = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (rearrange(part, f"{outside} (h d) -> {inside}", h=self.heads) for part in parts)
-        seen = F.scaled_dot_product_attention(q, k, v, self.bias(length, mask, q.dtype))
-        return self.proj(rearrange(seen, f"{inside} -> {outside} (h d)", w=windows, h=self.heads))
+            return self.proj(attend_by_kernels(qkv, bias, regions, self.heads))
+        return self.proj(attend(qkv, bias, regions, self.heads))
 
-    def bias(self, length: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """(1, heads, N, N) for windows of N = `length` patches, or (1, W heads, N, N) with a mask (W, N, N).
 
-        Its rows lie a multiple of 8 apart, as the attention kernels of CUDA want them.
-        """
-        spare = -length % 8
-        index = F.pad(self.relative_position_index[:length, :length], (0, spare))
-        bias = F.embedding(index, self.relative_position_bias_table.to(dtype))
-        bias = rearrange(bias, "n m h -> 1 h n m").contiguous()
-        if mask is not None:
-            bias = rearrange(bias + F.pad(mask.to(dtype), (0, spare))[:, None], "w h n m -> 1 (w h) n m")
-        return bias[..., :length]
+def attend(qkv: Tensor, bias: Tensor, regions: Tensor | None, heads: int) -> Tensor:
+    """Attention within windows by PyTorch.
+
+    qkv: (B, W, N, 3 heads D), queries, keys and values; bias: (heads, N, N), added to the scores; regions:
+    those of `shift_regions` (W, N), or None -> (B, W, N, heads D). With regions the mask differs from window
+    to window: qkv and the result are (B, N, W, ...), so that windows lie beside the heads and the mask is not
+    copied for every clip.
+    """
+    outside, inside = ("b w n", "(b w) h n d") if regions is None else ("b n w", "b (w h) n d")
+    windows, length = qkv.shape[1:3] if regions is None else (qkv.shape[2], qkv.shape[1])
+    parts = qkv.chunk(3, dim=-1)
+    q, k, v = (rearrange(part, f"{outside} (h d) -> {inside}", h=heads) for part in parts)
+    # rows a multiple of 8 apart, as the attention kernels of CUDA want them
+    bias = F.pad(bias, (0, -length % 8))[..., :length]
+    if regions is not None:
+        apart = (regions[:, :, None] != regions[:, None, :]).to(bias.dtype)
+        apart = F.pad(-100.0 * apart, (0, -length % 8))[:, None, :, :length]
+        bias = (bias + apart).flatten(0, 1)
+    seen = F.scaled_dot_product_attention(q, k, v, bias[None])
+    return rearrange(seen, f"{inside} -> {outside} (h d)", w=windows, h=heads)
 
 
 # -------------------------------------------------------------------------------------------- network
@@ -193,33 +202,19 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm window attention, the windows shifted by half of their size or not, and an MLP."""
 
-    def __init__(self, dim: int, heads: int, window: Dims, shifted: bool, drop_path: float) -> None:
+    def __init__(self, dim: int, heads: int, window: Dims, shifted: bool) -> None:
         super().__init__()
         self.window, self.shifted = window, shifted
         self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, H, W, C) -> the same."""
-        first, second = self.drawn(x)
-        x = self.add(x, self.attend(self.norm1(x)), first)
-        return self.add(x, self.mlp(self.norm2(x)), second)
-
-    def drawn(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """For each of the two changes of x 1 at the clips that keep it, 0 at the others; None: all do."""
-        if not self.training or not self.drop_path:
-            return None, None
-        both = x.new_empty(2, len(x), 1, 1, 1, 1).bernoulli_(1 - self.drop_path)  # in one kernel
-        return both[0], both[1]
-
-    def add(self, x: Tensor, change: Tensor, keep: Tensor | None) -> Tensor:
-        """x + change, of which training drops some clips' (stochastic depth, Huang et al., ECCV 2016)."""
-        if keep is None:
-            return x + change
-        return torch.addcmul(x, change, keep, value=1 / (1 - self.drop_path))  # in one kernel
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x: (B, T, H, W, C); keep: what `VideoSwin.draw` gives for a block -> (B, T, H, W, C)."""
+        first, second = (None, None) if keep is None else (keep[0], keep[1])
+        x = add(x, self.attend(self.norm1(x)), first)
+        return add(x, self.mlp(self.norm2(x)), second)
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention within the windows of the clip, which is padded to whole windows."""
@@ -230,12 +225,17 @@ class Block(nn.Module):
             x = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
         padded: Dims = x.shape[1:4]  # type: ignore[assignment]
         there, back = kept(window_order, padded, window, shift, x.device)
-        mask = kept(shift_mask, padded, window, shift, x.device) if any(shift) else None
+        regions = kept(shift_regions, padded, window, shift, x.device) if any(shift) else None
         length = math.prod(window)
         x = Reorder.apply(x.flatten(1, 3), there, back)
-        x = self.attn(x.unflatten(1, (-1, length) if mask is None else (length, -1)), mask)
+        x = self.attn(x.unflatten(1, (-1, length) if regions is None else (length, -1)), regions)
         x = Reorder.apply(x.flatten(1, 2), back, there).unflatten(1, padded)
         return x[:, : dims[0], : dims[1], : dims[2]]
+
+
+def add(x: Tensor, change: Tensor, keep: Tensor | None) -> Tensor:
+    """x + change, each clip's change times its `keep`."""
+    return x + change if keep is None else torch.addcmul(x, change, keep)
 
 
 class PatchMerging(nn.Module):
@@ -256,19 +256,16 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     """Blocks of one resolution, every second one shifted, then the merging of patches."""
 
-    def __init__(
-        self, dim: int, depth: int, heads: int, window: Dims, drop_paths: list[float], merge: bool
-    ) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, window: Dims, merge: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, window, shifted=i % 2 == 1, drop_path=drop_paths[i]) for i in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(dim, heads, window, shifted=i % 2 == 1) for i in range(depth))
         self.downsample = PatchMerging(dim) if merge else None
 
-    def forward(self, x: Tensor, use_checkpoint: bool) -> Tensor:
-        """(B, T, H, W, C) -> (B, T, H/2, W/2, 2C), or the same shape in the last stage."""
+    def forward(self, x: Tensor, keep: Iterator[Tensor | None], use_checkpoint: bool) -> Tensor:
+        """x: (B, T, H, W, C); keep: see `draw` -> (B, T, H/2, W/2, 2C), in the last stage as x."""
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if use_checkpoint else block(x)
+            given = (x, next(keep))
+            x = checkpoint(block, *given, use_reentrant=False) if use_checkpoint else block(*given)
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -290,18 +287,20 @@ class PatchEmbed(nn.Module):
 class VideoSwin(nn.Module):
     """Video Swin Transformer: (B, 3, T, H, W) -> (B, C, T, H/32, W/32)."""
 
+    drop_paths: Tensor
+
     def __init__(self, size: Size, use_checkpoint: bool = False) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
         self.width = size.embed_dim * 2 ** (len(size.depths) - 1)
         self.patch_embed = PatchEmbed(size.embed_dim)
-        last = max(1, sum(size.depths) - 1)
-        drop_paths = [size.drop_path * i / last for i in range(last + 1)]  # rising to the last block
         self.layers = nn.ModuleList()
         for i, (depth, heads) in enumerate(zip(size.depths, size.heads, strict=True)):
-            here, drop_paths = drop_paths[:depth], drop_paths[depth:]
             merge = i + 1 < len(size.depths)
-            self.layers.append(Stage(size.embed_dim * 2**i, depth, heads, size.window, here, merge))
+            self.layers.append(Stage(size.embed_dim * 2**i, depth, heads, size.window, merge))
+        self.drops = size.drop_path > 0
+        rates = torch.linspace(0, size.drop_path, sum(size.depths))  # rising to the last block
+        self.register_buffer("drop_paths", rates, persistent=False)
         self.norm = LayerNorm(self.width)
         self.initialise(size.init_std)
 
@@ -316,9 +315,21 @@ class VideoSwin(nn.Module):
             elif isinstance(module, WindowAttention):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
+    def draw(self, x: Tensor) -> Sequence[Tensor | None]:
+        """For each block (2, B, 1, 1, 1, 1): by what its two changes of the B clips in x are multiplied.
+
+        In training a change is dropped at the block's rate, else scaled so that its mean stays (stochastic
+        depth, Huang et al., ECCV 2016). None: all changes are kept as they are.
+        """
+        if not self.training or not self.drops:
+            return [None] * len(self.drop_paths)
+        kept = (1 - self.drop_paths).view(-1, 1, 1, 1, 1, 1, 1).expand(-1, 2, len(x), -1, -1, -1, -1)
+        return (torch.bernoulli(kept) / kept).to(x.dtype).unbind()
+
     def forward(self, frames: Tensor) -> Tensor:
         """frames: (B, 3, T, H, W), normalised -> features (B, C, T, ceil(H/32), ceil(W/32))."""
         x = self.patch_embed(frames)
+        keep = iter(self.draw(x))
         for stage in self.layers:
-            x = stage(x, self.use_checkpoint and self.training)
+            x = stage(x, keep, self.use_checkpoint and self.training)
         return rearrange(self.norm(x), "b t h w c -> b c t h w")

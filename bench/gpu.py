@@ -34,9 +34,10 @@ from transformers import BertConfig
 from agent import Agent
 from batch import Batch, SpecialTokens
 from bench.measure import ROOT, bandwidth, clock, matrix_rate, seconds
+from engine.parallel import choose_kernels
 from engine.processes import choose_device
 from engine.profiling import peak_memory
-from engine.step import compile_encoders, to_device
+from engine.step import compile_encoders, to_device, use_kernels
 from lib import Config, World, run_script
 from media.tokens import Tokens
 from model import PretrainModel
@@ -63,8 +64,12 @@ SMALL_BERT = BertConfig(
     initializer_range=0.1,
 )
 # the largest differences from the CPU in float32 that pass: of a loss, of all gradients together
-LIMITS = {"off": (1e-3, 5e-3), "bf16": (5e-2, 1.5e-1)}
+LIMITS = {"off": (1e-3, 5e-3), "bf16": (5e-3, 1.5e-1)}
+# models whose gradients, at these weights, are small differences of those of options or pairs: of them, bf16
+# is off by 0.07 to 0.35 on CPUs too
+DIFFERENCES = {"multiple choice": 0.6, "retrieval": 0.6}
 KINDS = {
+    "attention in windows": ("query_kernel", "key_kernel", "bias_kernel", "forward_kernel"),
     "attention": ("fmha", "attention", "sdpa", "flash"),
     "products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "gemv", "wgmma", "splitk", "conv"),
     "norms": ("norm",),
@@ -177,8 +182,8 @@ def right(device: torch.device) -> Figures:
     for name, model, batch in cases(224 if device.type != "cpu" else 64):
         exact = gradients_of(model, batch, torch.device("cpu"), "off")
         for amp in LIMITS:
-            other = gradients_of(copy.deepcopy(model).to(device), batch, device, amp)
-            found[f"{name}, {amp}"] = compare(other, exact, amp)
+            other = gradients_of(on_device(model, device), batch, device, amp)
+            found[f"{name}, {amp}"] = compare(other, exact, amp, name)
     return found
 
 
@@ -189,21 +194,31 @@ def compiled(device: torch.device) -> Figures:
     found: Figures = {}
     for name, model, batch in cases(224):
         if name in ("pixel", "retrieval"):
-            model.to(device)
+            model = on_device(model, device)
             exact = {amp: gradients_of(model, batch, device, amp) for amp in LIMITS}
             compile_encoders(model)
             for amp, true in exact.items():
                 begin = clock(device)
                 mine = gradients_of(model, batch, device, amp)
-                found[f"{name}, {amp}"] = {"s": clock(device) - begin, **compare(mine, true, amp)}
+                found[f"{name}, {amp}"] = {"s": clock(device) - begin, **compare(mine, true, amp, name)}
     return found
 
 
-def compare(mine: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor], amp: str) -> Figures:
-    """How far losses and gradients are from the true ones."""
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy, as a run on the device computes it."""
+    copied = copy.deepcopy(model).to(device)
+    if choose_kernels(Config(), device):
+        use_kernels(copied)
+    return copied
+
+
+def compare(mine: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor], amp: str, name: str) -> Figures:
+    """How far a model's losses and gradients are from the true ones."""
     loss, gradient = (distance(one, other) for one, other in zip(mine, true, strict=True))
-    most = LIMITS[amp]
-    return {"loss": loss, "gradient": gradient, "passed": loss < most[0] and gradient < most[1]}
+    of_loss, of_gradient = LIMITS[amp]
+    if amp == "bf16":
+        of_gradient = DIFFERENCES.get(name, of_gradient)
+    return {"loss": loss, "gradient": gradient, "passed": loss < of_loss and gradient < of_gradient}
 
 
 def gradients_of(model: nn.Module, batch: Batch, device: torch.device, amp: str) -> tuple[Tensor, Tensor]:
@@ -228,6 +243,7 @@ def steps(device: torch.device) -> Figures:
     modes: dict[str, tuple[dict[str, Any], int, Callable[[], Any]]] = {
         "bf16": ({}, 4, contextlib.nullcontext),
         "bf16, compiled": ({"compile": True}, 4, contextlib.nullcontext),
+        "bf16, window_kernels off": ({"window_kernels": False}, 4, contextlib.nullcontext),
         "bf16, pictures": ({}, 1, contextlib.nullcontext),
         "bf16, pictures, compiled": ({"compile": True}, 1, contextlib.nullcontext),
         "bf16, use_checkpoint": ({"use_checkpoint": True}, 4, contextlib.nullcontext),

@@ -82,6 +82,20 @@ def choose_compile(config: Config, kind: str, device: torch.device) -> bool:
     return device.type == "cuda" and kind != "fsdp" and importlib.util.find_spec("triton") is not None
 
 
+def choose_kernels(config: Config, device: torch.device) -> bool:
+    """The value of `window_kernels`; auto: on CUDA of capability 8 or more, where Triton is installed."""
+    if config.window_kernels != "auto":
+        if config.window_kernels and device.type != "cuda":
+            raise UserError(
+                f"window_kernels true needs a CUDA device, not {device.type}; auto chooses by itself."
+            )
+        return bool(config.window_kernels)
+    if device.type != "cuda" or torch.version.hip is not None:  # AMD's, on which nobody has tried them
+        return False
+    able = torch.cuda.get_device_capability(device) >= (8, 0)
+    return able and importlib.util.find_spec("triton") is not None
+
+
 def emulates_bf16(device: torch.device) -> bool:
     """Whether it is an x86 processor without instructions for products of bf16."""
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on

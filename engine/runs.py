@@ -32,6 +32,7 @@ FREE: tuple[str, ...] = (
     "device",
 )
 FREE += ("max_bad_ratio", "teacher_batch", "teacher_device", "logging_steps", "parallel", "compile", "tf32")
+FREE += ("window_kernels",)
 FREE += ("compress_gradients", "use_checkpoint", "deterministic", "eval_start", "eval_every", "keep_epochs")
 
 

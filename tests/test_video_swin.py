@@ -12,13 +12,13 @@ from lib import UserError
 from video_swin import (
     KEPT,
     SIZES,
-    Block,
     Reorder,
     Size,
     VideoSwin,
+    add,
     fit_window,
     relative_position_index,
-    shift_mask,
+    shift_regions,
     window_order,
 )
 from weights.swin import load_backbone
@@ -60,7 +60,7 @@ def test_blocks_equal_torchvision(dims):
     patches = ours.patch_embed(frames)
     x = patches
     for stage in ours.layers:
-        x = stage(x, use_checkpoint=False)
+        x = stage(x, iter([None] * len(stage.blocks)), use_checkpoint=False)
     torch.testing.assert_close(ours.norm(x), other.norm(other.features(patches)), rtol=1e-4, atol=1e-4)
 
 
@@ -102,13 +102,13 @@ def test_an_export_leaves_nothing_behind(strict):
     model(frames).sum().backward()  # what inference has kept can train
 
 
-def test_shift_mask_parts_what_the_roll_joined():
+def test_regions_part_what_the_roll_joined():
     """Along each axis the last window holds the clip's end and its rolled-over start."""
-    mask = shift_mask((1, 4, 2), (1, 2, 2), (0, 1, 0), torch.device("cpu"))
-    assert mask.shape == (2, 4, 4)
-    assert (mask[0] == 0).all()
-    rows = torch.tensor([0, 0, 1, 1])
-    assert torch.equal(mask[1] == 0, rows[:, None] == rows[None, :])
+    regions = shift_regions((1, 4, 2), (1, 2, 2), (0, 1, 0), torch.device("cpu"))
+    assert regions.shape == (2, 4)
+    assert len(regions[0].unique()) == 1
+    apart = regions[1][:, None] != regions[1][None, :]
+    assert apart.tolist() == [[a != b for b in (0, 0, 1, 1)] for a in (0, 0, 1, 1)]
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (0, 1, 1), (1, 0, 1)])
@@ -215,12 +215,18 @@ def test_a_weights_file_that_would_run_code_is_refused(tmp_path):
 
 
 def test_stochastic_depth_drops_the_change_of_whole_clips():
-    block = Block(8, 1, (2, 2, 2), shifted=False, drop_path=0.25).train()
+    """At a rate that rises from block to block, and keeps the mean; evaluation drops nothing."""
+    swin = VideoSwin(Size(8, (1, 2), (1, 1), window=(2, 2, 2), drop_path=0.5)).train()
     x, change = torch.zeros(2000, 1, 2, 1, 3), torch.ones(2000, 1, 2, 1, 3)
-    for keep in (both := block.drawn(x)):
-        added = block.add(x, change, keep).flatten(1)
-        assert torch.equal(added, added[:, :1].expand_as(added))
-        assert set(added.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-        assert added.mean() == pytest.approx(1.0, abs=0.05)
-    assert not torch.equal(*both)
-    assert torch.equal(block.add(x, change, block.eval().drawn(x)[0]), change)
+    drawn = swin.draw(x)
+    for rate, keep in zip((0.0, 0.25, 0.5), drawn, strict=True):
+        for each in keep:
+            added = add(x, change, each).flatten(1)
+            assert torch.equal(added, added[:, :1].expand_as(added))
+            assert set(added.unique().tolist()) <= {0.0, torch.tensor(1 / (1 - rate)).item()}
+            assert (added == 0).float().mean() == pytest.approx(rate, abs=0.04)
+            assert added.mean() == pytest.approx(1.0, abs=0.08)
+    assert not torch.equal(drawn[2][0], drawn[2][1])
+    assert swin.eval().draw(x) == [None] * 3
+    assert torch.equal(add(x, change, None), change)
+    assert "drop_paths" not in swin.state_dict()

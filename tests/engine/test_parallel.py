@@ -21,6 +21,7 @@ from batch import Mean, Output
 from engine.parallel import (
     choose_checkpoint,
     choose_compile,
+    choose_kernels,
     choose_parallel,
     choose_precision,
     report,
@@ -28,7 +29,7 @@ from engine.parallel import (
 )
 from engine.processes import Agreement, agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
-from engine.step import compile_encoders
+from engine.step import compile_encoders, use_kernels
 from lib import Config, UserError, World, log
 from masking import mask_batch, numbers_of
 from model import PretrainModel, Violet
@@ -38,7 +39,7 @@ from tasks.retrieval.model import RetrievalModel
 from teachers.features import VideoSwinTeacher
 from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
-from video_swin import Size, VideoSwin
+from video_swin import Size, VideoSwin, WindowAttention
 
 ALONE = World(torch.device("cpu"))
 # figures of how the samples differ that a process sees at a time
@@ -345,8 +346,24 @@ def test_defaults_fit_the_card(monkeypatch, gigabytes, saves):
         Config(compile=False), "ddp", card
     )
     assert choose_compile(Config(compile=True), "none", cpu)
+    for capability, able in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
+        assert choose_kernels(Config(), card) is able
+    assert choose_kernels(Config(window_kernels=True), card)
+    assert not choose_kernels(Config(window_kernels=False), card) and not choose_kernels(Config(), cpu)
+    with pytest.raises(UserError, match="window_kernels"):
+        choose_kernels(Config(window_kernels=True), cpu)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert not choose_compile(Config(), "ddp", card)
+    assert not choose_compile(Config(), "ddp", card) and not choose_kernels(Config(), card)
+
+
+def test_kernels_are_used_where_heads_fit_them():
+    found = []
+    for width in (8, 16, 24, 32):
+        swin = VideoSwin(Size(2 * width, (2,), (2,), window=(2, 2, 2)))
+        use_kernels(swin)
+        found.append([module.kernels for module in swin.modules() if isinstance(module, WindowAttention)])
+    assert found == [[False] * 2, [True] * 2, [False] * 2, [True] * 2]
 
 
 def test_processes_agree_every_few_seconds(monkeypatch):
