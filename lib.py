@@ -291,7 +291,7 @@ class Config:
     amp: Literal["off", "bf16", "fp16"] = key("off", EVERY, STEPS)
     """precision of the forward pass: autocast to bf16 or fp16 (with a loss scale), or off"""
     use_checkpoint: bool | Literal["auto"] = key("auto", TRAINING, STEPS)
-    """activation checkpointing: less memory, about a third more compute; auto: on GPUs of less than 24 GB"""
+    """activation checkpointing: less memory, steps half as long again; auto: on GPUs of less than 24 GB"""
     parallel: Literal["ddp", "zero1", "fsdp"] = key("ddp", TRAINING, STEPS)
     """ddp exchanges gradients; zero1 also shards the optimiser state; fsdp also shards the parameters"""
     compress_gradients: bool = key(False, TRAINING, STEPS)
