@@ -11,7 +11,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test test-oldest lint bench gpu study study-real
+.PHONY: demo test test-oldest oldest-environment lint bench gpu study study-real
 
 demo: $(READY)
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
@@ -26,12 +26,17 @@ test: $(READY)
 OLDEST := torch==2.6.0 torchvision==0.21.0
 MODELS := tests/test_parity.py tests/test_model.py tests/test_video_swin.py tests/test_masking.py
 MODELS += tests/engine/test_resume.py tests/tasks/test_qa.py tests/tasks/test_retrieval.py
+MODELS += tests/tasks/test_serving.py
 
-test-oldest:
+test-oldest: oldest-environment
+	.venv-oldest/bin/python -m pytest $(MODELS)
+	.venv-oldest/bin/python -m pytest tests/engine/test_parallel.py -k whole_graphs
+
+# 6 GB
+oldest-environment:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	grep --invert-match '^torch' requirements.txt | .venv-oldest/bin/python -m pip install --quiet \
 		--requirement /dev/stdin $(OLDEST) pytest==9.2.0 DALL-E==0.1 attrs==26.1.0
-	.venv-oldest/bin/python -m pytest $(MODELS)
 
 lint: $(READY)
 	.venv/bin/ruff check
