@@ -151,35 +151,41 @@ class WindowAttention(nn.Module):
         """x: (B, W, N, C) for W windows of N patches -> the same; with regions (W, N): (B, N, W, C)."""
         qkv = self.qkv(x)
         length = x.shape[2] if regions is None else x.shape[1]
-        table = self.relative_position_bias_table.to(qkv.dtype)
-        bias = F.embedding(self.relative_position_index[:length, :length], table)
-        bias = rearrange(bias, "n m h -> h n m").contiguous()
         if self.kernels and qkv.dtype in (torch.bfloat16, torch.float16):
-            from layers.window_kernels import attend as attend_by_kernels  # needs Triton
+            from layers import window_kernels  # needs Triton
 
-            return self.proj(attend_by_kernels(qkv, bias, regions, self.heads))
+            size = window_kernels.whole_tiles(length)
+            bias = self.bias(length, size, size, qkv.dtype)
+            return self.proj(window_kernels.attend(qkv, bias, regions, self.heads))
+        # rows a multiple of 8 apart, as the attention kernels of CUDA want them
+        bias = self.bias(length, length, length + -length % 8, qkv.dtype)
         return self.proj(attend(qkv, bias, regions, self.heads))
+
+    def bias(self, length: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """(heads, rows, columns) for windows of N = `length` patches; beyond N it means nothing."""
+        index = self.relative_position_index[:length, :length]
+        index = F.pad(index, (0, columns - length, 0, rows - length))
+        bias = F.embedding(index, self.relative_position_bias_table.to(dtype))
+        return rearrange(bias, "n m h -> h n m").contiguous()
 
 
 def attend(qkv: Tensor, bias: Tensor, regions: Tensor | None, heads: int) -> Tensor:
     """Attention within windows by PyTorch.
 
-    qkv: (B, W, N, 3 heads D), queries, keys and values; bias: (heads, N, N), added to the scores; regions:
-    those of `shift_regions` (W, N), or None -> (B, W, N, heads D). With regions the mask differs from window
-    to window: qkv and the result are (B, N, W, ...), so that windows lie beside the heads and the mask is not
-    copied for every clip.
+    qkv: (B, W, N, 3 heads D), queries, keys and values; bias: (heads, N, N or more), added to the scores;
+    regions: those of `shift_regions` (W, N), or None -> (B, W, N, heads D). With regions the mask differs
+    from window to window: qkv and the result are (B, N, W, ...), so that windows lie beside the heads and the
+    mask is not copied for every clip.
     """
     outside, inside = ("b w n", "(b w) h n d") if regions is None else ("b n w", "b (w h) n d")
     windows, length = qkv.shape[1:3] if regions is None else (qkv.shape[2], qkv.shape[1])
     parts = qkv.chunk(3, dim=-1)
     q, k, v = (rearrange(part, f"{outside} (h d) -> {inside}", h=heads) for part in parts)
-    # rows a multiple of 8 apart, as the attention kernels of CUDA want them
-    bias = F.pad(bias, (0, -length % 8))[..., :length]
     if regions is not None:
-        apart = (regions[:, :, None] != regions[:, None, :]).to(bias.dtype)
-        apart = F.pad(-100.0 * apart, (0, -length % 8))[:, None, :, :length]
-        bias = (bias + apart).flatten(0, 1)
-    seen = F.scaled_dot_product_attention(q, k, v, bias[None])
+        of_columns = F.pad(regions, (0, bias.shape[-1] - length))
+        apart = regions[:, None, :, None] != of_columns[:, None, None, :]
+        bias = torch.add(bias, apart, alpha=-100).flatten(0, 1)
+    seen = F.scaled_dot_product_attention(q, k, v, bias[None, ..., :length])
     return rearrange(seen, f"{inside} -> {outside} (h d)", w=windows, h=heads)
 
 

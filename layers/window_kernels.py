@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 TILE, WARPS = 32, 2  # the fastest of those tried on an H200
 SHARES = 1024  # programs at least, over which the sum of the bias's gradient is spread
@@ -104,7 +103,7 @@ def forward_kernel(
 
 @triton.jit
 def query_kernel(
-    qkv, bias, regions, out, sums, gradients, deltas, qkv_gradients, windows, heads, window_step, patch_step,
+    qkv, bias, regions, sums, gradients, deltas, qkv_gradients, out, windows, heads, window_step, patch_step,
     LENGTH: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, SHIFTED: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -215,44 +214,44 @@ class WindowsAttend(torch.autograd.Function):
         qkv = qkv.contiguous()
         windows, length = qkv.shape[1:3] if regions is None else (qkv.shape[2], qkv.shape[1])
         steps = (length, 1) if regions is None else (1, windows)
-        width = qkv.shape[-1] // (3 * heads)
-        blocks = -(-length // TILE)
-        padded = blocks * TILE
-        bias = F.pad(bias, (0, padded - length, 0, padded - length)).contiguous()
+        width, size = qkv.shape[-1] // (3 * heads), whole_tiles(length)
         out = qkv.new_empty(*qkv.shape[:-1], heads * width)
-        sums = qkv.new_empty(len(qkv) * windows * heads * padded, dtype=torch.float32)
-        given = regions if regions is not None else qkv  # of no use
-        numbers = (windows, heads, *steps, length, padded, width, regions is not None, TILE)
-        programs = blocks * heads * windows * len(qkv)
-        forward_kernel[(programs,)](qkv, bias, given, out, sums, *numbers, num_warps=WARPS)
-        ctx.save_for_backward(qkv, bias, given, out, sums)
-        ctx.numbers, ctx.programs = numbers, programs
+        sums = qkv.new_empty(len(qkv) * windows * heads * size, dtype=torch.float32)
+        shifted, regions = (
+            regions is not None,
+            qkv if regions is None else regions,
+        )  # qkv: any tensor would do
+        numbers = (windows, heads, *steps, length, size, width, shifted, TILE)
+        grid = (size // TILE * heads * windows * len(qkv),)
+        forward_kernel[grid](qkv, bias, regions, out, sums, *numbers, num_warps=WARPS)
+        ctx.save_for_backward(qkv, bias, regions, out, sums)
+        ctx.numbers, ctx.grid, ctx.clip_windows = numbers, grid, len(qkv) * windows
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradients of qkv and of the bias."""
-        qkv, bias, given, out, sums = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        windows, heads, _, _, length, padded = ctx.numbers[:6]
+        qkv, bias, regions, out, sums = ctx.saved_tensors
+        gradient, numbers = gradient.contiguous(), ctx.numbers
         of_qkv, deltas = torch.empty_like(qkv), torch.empty_like(sums)
-        query_kernel[(ctx.programs,)](
-            qkv, bias, given, out, sums, gradient, deltas, of_qkv, *ctx.numbers, num_warps=WARPS
-        )
-        key_kernel[(ctx.programs,)](
-            qkv, bias, given, sums, gradient, deltas, of_qkv, *ctx.numbers, num_warps=WARPS
-        )
-        tiles = (padded // TILE) ** 2 * heads
-        clip_windows = len(qkv) * windows
+        given = (qkv, bias, regions, sums, gradient, deltas)
+        query_kernel[ctx.grid](*given, of_qkv, out, *numbers, num_warps=WARPS)
+        key_kernel[ctx.grid](*given, of_qkv, *numbers, num_warps=WARPS)
+        tiles = bias.numel() // TILE**2
         shares = max(1, SHARES // tiles)
-        of_bias = bias.new_empty(shares, heads, padded, padded, dtype=torch.float32)
-        bias_kernel[(tiles * shares,)](
-            qkv, bias, given, sums, gradient, deltas, of_bias, clip_windows, shares, *ctx.numbers,
-            num_warps=WARPS,
-        )  # fmt: skip
-        return of_qkv, of_bias.sum(0)[:, :length, :length].to(bias.dtype), None, None
+        of_bias = bias.new_empty(shares, *bias.shape, dtype=torch.float32)
+        bias_kernel[(tiles * shares,)](*given, of_bias, ctx.clip_windows, shares, *numbers, num_warps=WARPS)
+        return of_qkv, of_bias.sum(0).to(bias.dtype), None, None
+
+
+def whole_tiles(length: int) -> int:
+    """How many rows and columns the bias of windows of so many patches has."""
+    return -(-length // TILE) * TILE
 
 
 def attend(qkv: Tensor, bias: Tensor, regions: Tensor | None, heads: int) -> Tensor:
-    """As `video_swin.attend`, in bf16 or fp16 on CUDA; FlashAttention-2 (Dao, 2023) with a learned bias."""
+    """As `video_swin.attend`, in bf16 or fp16 on CUDA; FlashAttention-2 (Dao, 2023) with a learned bias.
+
+    bias: (heads, P, P) for P = `whole_tiles(N)`, contiguous.
+    """
     return WindowsAttend.apply(qkv, bias, regions, heads)
