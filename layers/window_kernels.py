@@ -20,6 +20,13 @@ SHARES = 1024  # programs at least, over which the sum of the bias's gradient is
 
 
 @triton.jit
+def own_tile(heads, PADDED: tl.constexpr, TILE: tl.constexpr):
+    """This program's head, window of all clips' and patches, TILE of them."""
+    number, tiles = tl.program_id(0), PADDED // TILE
+    return number // tiles % heads, number // (tiles * heads), number % tiles * TILE + tl.arange(0, TILE)
+
+
+@triton.jit
 def window_place(clip_window, windows, length, window_step):
     """The place of a window's first patch among those of all clips."""
     clip, window = clip_window // windows, clip_window % windows
@@ -73,9 +80,7 @@ def forward_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """TILE queries of a head of a window: their results, and the logarithms of their sums of exp(scores)."""
-    number = tl.program_id(0)
-    head, clip_window = number // (PADDED // TILE) % heads, number // (PADDED // TILE * heads)
-    rows = number % (PADDED // TILE) * TILE + tl.arange(0, TILE)
+    head, clip_window, rows = own_tile(heads, PADDED, TILE)
     place = window_place(clip_window, windows, LENGTH, window_step)
     channels = heads * WIDTH
     part = qkv + head * WIDTH
@@ -108,9 +113,7 @@ def query_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE queries; and `deltas`, the products of results and their gradients."""
-    number = tl.program_id(0)
-    head, clip_window = number // (PADDED // TILE) % heads, number // (PADDED // TILE * heads)
-    rows = number % (PADDED // TILE) * TILE + tl.arange(0, TILE)
+    head, clip_window, rows = own_tile(heads, PADDED, TILE)
     place = window_place(clip_window, windows, LENGTH, window_step)
     channels = heads * WIDTH
     part = qkv + head * WIDTH
@@ -143,9 +146,7 @@ def key_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE keys and values."""
-    number = tl.program_id(0)
-    head, clip_window = number // (PADDED // TILE) % heads, number // (PADDED // TILE * heads)
-    columns = number % (PADDED // TILE) * TILE + tl.arange(0, TILE)
+    head, clip_window, columns = own_tile(heads, PADDED, TILE)
     place = window_place(clip_window, windows, LENGTH, window_step)
     channels = heads * WIDTH
     part = qkv + head * WIDTH
