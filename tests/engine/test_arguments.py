@@ -34,6 +34,7 @@ def other_value(name: str) -> object:
         "size_img": 128, "size_patch": 32, "vis_backbone": "vidswin", "vis_backbone_size": "large",
         "vis_backbone_init": "2d", "kinetics": 400, "amp": "bf16", "parallel": "zero1", "logger": "wandb",
         "teacher_init": "random", "device": "cpu", "use_checkpoint": True, "compile": True,
+        "window_kernels": False,
         "vtm_negatives": "hard",
     }  # fmt: skip
     if name in special:
