@@ -3,7 +3,7 @@
 # make test-oldest   run the tests of models, resuming and evaluation with the oldest torch that is supported
 # make lint   check style and types
 # make bench  measure speed and memory: bench/RESULTS.md
-# make gpu    check and measure a GPU: bench/gpu.json, under eight minutes
+# make gpu    check and measure a GPU: bench/gpu.json, some eight minutes
 # make study  compare the MVM targets in miniature: bench/STUDY.md (hours; resumes where it stopped)
 # make study-real  the same question on material and teachers that others made: bench/STUDY_REAL.md
 # Each first creates .venv if it is missing or the requirements have changed.
@@ -11,7 +11,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test test-oldest oldest-environment lint bench gpu study study-real
+.PHONY: demo test test-oldest lint bench gpu study study-real
 
 demo: $(READY)
 	@$(MAKE) --no-print-directory --jobs=$(JOBS) demo-stages || \
@@ -28,15 +28,16 @@ MODELS := tests/test_parity.py tests/test_model.py tests/test_video_swin.py test
 MODELS += tests/engine/test_resume.py tests/tasks/test_qa.py tests/tasks/test_retrieval.py
 MODELS += tests/tasks/test_serving.py
 
-test-oldest: oldest-environment
+test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest $(MODELS)
 	.venv-oldest/bin/python -m pytest tests/engine/test_parallel.py -k whole_graphs
 
-# 6 GB
-oldest-environment:
+# of 6 GB
+.venv-oldest/.ready: requirements.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	grep --invert-match '^torch' requirements.txt | .venv-oldest/bin/python -m pip install --quiet \
 		--requirement /dev/stdin $(OLDEST) pytest==9.2.0 DALL-E==0.1 attrs==26.1.0
+	touch $@
 
 lint: $(READY)
 	.venv/bin/ruff check

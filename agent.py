@@ -63,11 +63,11 @@ from engine.step import (
     to_device,
     to_host,
     total_loss,
-    use_kernels,
     values_of,
 )
 from lib import Config, UserError, World, log
 from media.files import reading
+from video_swin import use_kernels
 
 RECENT = 60  # seconds after which the end of an epoch saves the state again
 Row = dict[str, Any]  # of the predictions file

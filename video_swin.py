@@ -134,7 +134,7 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention within a window, with a learned bias per head and relative position."""
 
     relative_position_index: Tensor
-    kernels = False  # whether attention is layers/window_kernels.py's, see engine/step.py
+    kernels = False  # see `use_kernels`
 
     def __init__(self, dim: int, heads: int, window: Dims) -> None:
         super().__init__()
@@ -167,6 +167,13 @@ class WindowAttention(nn.Module):
         index = F.pad(index, (0, columns - length, 0, rows - length))
         bias = F.embedding(index, self.relative_position_bias_table.to(dtype))
         return rearrange(bias, "n m h -> h n m").contiguous()
+
+
+def use_kernels(model: nn.Module) -> None:
+    """From now on layers/window_kernels.py computes attention within windows, where it fits the heads."""
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.kernels = module.qkv.in_features // module.heads in (16, 32, 64, 128)
 
 
 def attend(qkv: Tensor, bias: Tensor, regions: Tensor | None, heads: int) -> Tensor:
@@ -329,8 +336,8 @@ class VideoSwin(nn.Module):
         """
         if not self.training or not self.drops:
             return [None] * len(self.drop_paths)
-        kept = (1 - self.drop_paths).view(-1, 1, 1, 1, 1, 1, 1).expand(-1, 2, len(x), -1, -1, -1, -1)
-        return (torch.bernoulli(kept) / kept).to(x.dtype).unbind()
+        rates = (1 - self.drop_paths).view(-1, 1, 1, 1, 1, 1, 1).expand(-1, 2, len(x), -1, -1, -1, -1)
+        return (torch.bernoulli(rates) / rates).to(x.dtype).unbind()
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames: (B, 3, T, H, W), normalised -> features (B, C, T, ceil(H/32), ceil(W/32))."""

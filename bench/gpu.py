@@ -1,4 +1,4 @@
-"""What this code computes and takes on a GPU, in under eight minutes: `make gpu`.
+"""What this code computes and takes on a GPU, in some eight minutes: `make gpu`.
 
     python -m bench.gpu
     python -m bench.gpu --device cpu --sections right steps     # tiny sizes, to try the program
@@ -37,7 +37,7 @@ from bench.measure import ROOT, bandwidth, clock, matrix_rate, seconds
 from engine.parallel import choose_kernels
 from engine.processes import choose_device
 from engine.profiling import peak_memory
-from engine.step import compile_encoders, to_device, use_kernels
+from engine.step import compile_encoders, to_device
 from lib import Config, World, run_script
 from media.tokens import Tokens
 from model import PretrainModel
@@ -48,7 +48,7 @@ from tasks.retrieval.model import RetrievalModel
 from tasks.retrieval.scoring import PairScorer, all_pairs, pairs_at_once
 from teachers.hog import hog_picture
 from tests.conftest import small_teacher
-from video_swin import SIZES, Size
+from video_swin import SIZES, Size, use_kernels
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)
 WORDS = cast(Tokens, types.SimpleNamespace(special=SPECIAL))

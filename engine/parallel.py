@@ -83,17 +83,19 @@ def choose_compile(config: Config, kind: str, device: torch.device) -> bool:
 
 
 def choose_kernels(config: Config, device: torch.device) -> bool:
-    """The value of `window_kernels`; auto: on CUDA of capability 8 or more, where Triton is installed."""
-    if config.window_kernels != "auto":
-        if config.window_kernels and device.type != "cuda":
-            raise UserError(
-                f"window_kernels true needs a CUDA device, not {device.type}; auto chooses by itself."
-            )
-        return bool(config.window_kernels)
-    if device.type != "cuda" or torch.version.hip is not None:  # AMD's, on which nobody has tried them
+    """The value of `window_kernels`; auto: where they can run, AMD's GPUs left out, which are untried."""
+    if config.window_kernels is False:
         return False
-    able = torch.cuda.get_device_capability(device) >= (8, 0)
-    return able and importlib.util.find_spec("triton") is not None
+    lacking = None
+    if device.type != "cuda":
+        lacking = f"a CUDA device, not {device.type}"
+    elif importlib.util.find_spec("triton") is None:
+        lacking = "Triton, which is not installed"
+    elif torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        lacking = "a GPU of compute capability 8.0 or more"
+    if config.window_kernels is True and lacking:
+        raise UserError(f"window_kernels true needs {lacking}; set it to auto.")
+    return not lacking and (config.window_kernels is True or torch.version.hip is None)
 
 
 def emulates_bf16(device: torch.device) -> bool:

@@ -17,7 +17,6 @@ from batch import Batch, Mean, Output
 from engine.recorder import names_of, stack
 from lib import World, log
 from media.frames import normalise
-from video_swin import WindowAttention
 
 
 def seeded(*numbers: int) -> Generator:
@@ -133,13 +132,6 @@ def compile_encoders(model: nn.Module) -> None:
     model.get_submodule("enc_img").compile(fullgraph=True)
     # each step reads another number of positions, of texts of another length
     model.get_submodule("trsfr").compile(fullgraph=True, dynamic=True)
-
-
-def use_kernels(model: nn.Module) -> None:
-    """From now on attention within Video Swin's windows is by layers/window_kernels.py, if heads fit it."""
-    for module in model.modules():
-        if isinstance(module, WindowAttention):
-            module.kernels = module.qkv.in_features // module.heads in (16, 32, 64, 128)
 
 
 def quiet_console() -> None:

@@ -20,17 +20,23 @@ SHARES = 1024  # programs at least, over which the sum of the bias's gradient is
 
 
 @triton.jit
-def own_tile(heads, PADDED: tl.constexpr, TILE: tl.constexpr):
-    """This program's head, window of all clips' and patches, TILE of them."""
-    number, tiles = tl.program_id(0), PADDED // TILE
-    return number // tiles % heads, number // (tiles * heads), number % tiles * TILE + tl.arange(0, TILE)
-
-
-@triton.jit
 def window_place(clip_window, windows, length, window_step):
     """The place of a window's first patch among those of all clips."""
     clip, window = clip_window // windows, clip_window % windows
     return clip.to(tl.int64) * windows * length + window * window_step
+
+
+@triton.jit
+def stand(
+    bias, regions, windows, heads, window_step, LENGTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr
+):
+    """This program's head, window of all clips' and TILE patches; the window's place, bias and regions."""
+    number, tiles = tl.program_id(0), PADDED // TILE
+    head, clip_window = number // tiles % heads, number // (tiles * heads)
+    patches = number % tiles * TILE + tl.arange(0, TILE)
+    place = window_place(clip_window, windows, LENGTH, window_step)
+    bias += head * PADDED * PADDED
+    return head, clip_window, patches, place, bias, regions + clip_window % windows * LENGTH
 
 
 @triton.jit
@@ -80,12 +86,10 @@ def forward_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """TILE queries of a head of a window: their results, and the logarithms of their sums of exp(scores)."""
-    head, clip_window, rows = own_tile(heads, PADDED, TILE)
-    place = window_place(clip_window, windows, LENGTH, window_step)
-    channels = heads * WIDTH
-    part = qkv + head * WIDTH
-    bias += head * PADDED * PADDED
-    regions += clip_window % windows * LENGTH
+    head, clip_window, rows, place, bias, regions = stand(
+        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    )
+    channels, part = heads * WIDTH, qkv + head * WIDTH
     q = tile(part, place, rows, patch_step, 3 * channels, LENGTH, WIDTH)
     highest = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
@@ -113,12 +117,10 @@ def query_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE queries; and `deltas`, the products of results and their gradients."""
-    head, clip_window, rows = own_tile(heads, PADDED, TILE)
-    place = window_place(clip_window, windows, LENGTH, window_step)
-    channels = heads * WIDTH
-    part = qkv + head * WIDTH
-    bias += head * PADDED * PADDED
-    regions += clip_window % windows * LENGTH
+    head, clip_window, rows, place, bias, regions = stand(
+        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    )
+    channels, part = heads * WIDTH, qkv + head * WIDTH
     q = tile(part, place, rows, patch_step, 3 * channels, LENGTH, WIDTH)
     result = tile(out + head * WIDTH, place, rows, patch_step, channels, LENGTH, WIDTH)
     gradient = tile(gradients + head * WIDTH, place, rows, patch_step, channels, LENGTH, WIDTH)
@@ -146,12 +148,10 @@ def key_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE keys and values."""
-    head, clip_window, columns = own_tile(heads, PADDED, TILE)
-    place = window_place(clip_window, windows, LENGTH, window_step)
-    channels = heads * WIDTH
-    part = qkv + head * WIDTH
-    bias += head * PADDED * PADDED
-    regions += clip_window % windows * LENGTH
+    head, clip_window, columns, place, bias, regions = stand(
+        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    )
+    channels, part = heads * WIDTH, qkv + head * WIDTH
     k = tile(part + channels, place, columns, patch_step, 3 * channels, LENGTH, WIDTH)
     v = tile(part + 2 * channels, place, columns, patch_step, 3 * channels, LENGTH, WIDTH)
     of_keys = tl.zeros((TILE, WIDTH), tl.float32)

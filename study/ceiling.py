@@ -26,6 +26,7 @@ from media.tokens import Tokens
 from media.tsv import Videos
 from study.networks import CORPORA, SEEN, SIZE, WORDS, contextual, corpora
 from study.real import CONFIGS
+from tasks.retrieval.ranking import ranks, recall
 from teachers import base
 from video_swin import SIZES, VideoSwin
 from weights.swin import load_backbone
@@ -43,9 +44,9 @@ def ridge(features: Tensor, truth: Tensor, strength: float) -> tuple[Tensor, Ten
 
 
 def mean_recall(similarities: Tensor) -> float:
-    """(M, N) of texts and videos, in one order -> mean of R@1, R@5 and R@10; a tie counts against."""
-    ranks = (similarities >= similarities.diag()[:, None]).sum(dim=1)
-    return float(np.mean([(ranks <= k).float().mean() for k in (1, 5, 10)]))
+    """(N, N) of texts and videos, in one order -> mean of R@1, R@5 and R@10."""
+    found = recall(ranks(similarities.numpy(), np.eye(len(similarities), dtype=bool)), len(similarities))
+    return float(np.mean([found[key] for key in ("r1", "r5", "r10")]))
 
 
 def transfer(learnt: tuple[Tensor, Tensor], tested: tuple[Tensor, Tensor]) -> float:

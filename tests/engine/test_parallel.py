@@ -29,7 +29,7 @@ from engine.parallel import (
 )
 from engine.processes import Agreement, agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
-from engine.step import compile_encoders, use_kernels
+from engine.step import compile_encoders
 from lib import Config, UserError, World, log
 from masking import mask_batch, numbers_of
 from model import PretrainModel, Violet
@@ -39,7 +39,7 @@ from tasks.retrieval.model import RetrievalModel
 from teachers.features import VideoSwinTeacher
 from tests.conftest import SWIN, masked_batch, noise_teachers, tiny_bert
 from tests.test_agent import SPECIAL, agent_of, free_port, part, tiny_config
-from video_swin import Size, VideoSwin, WindowAttention
+from video_swin import Size, VideoSwin, WindowAttention, use_kernels
 
 ALONE = World(torch.device("cpu"))
 # figures of how the samples differ that a process sees at a time
@@ -351,10 +351,15 @@ def test_defaults_fit_the_card(monkeypatch, gigabytes, saves):
         assert choose_kernels(Config(), card) is able
     assert choose_kernels(Config(window_kernels=True), card)
     assert not choose_kernels(Config(window_kernels=False), card) and not choose_kernels(Config(), cpu)
-    with pytest.raises(UserError, match="window_kernels"):
+    with pytest.raises(UserError, match="window_kernels true needs a CUDA device, not cpu"):
         choose_kernels(Config(window_kernels=True), cpu)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
+    with pytest.raises(UserError, match=r"capability 8\.0"):
+        choose_kernels(Config(window_kernels=True), card)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert not choose_compile(Config(), "ddp", card) and not choose_kernels(Config(), card)
+    with pytest.raises(UserError, match="Triton"):
+        choose_kernels(Config(window_kernels=True), card)
 
 
 def test_kernels_are_used_where_heads_fit_them():
