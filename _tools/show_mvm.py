@@ -13,7 +13,6 @@ minute on a laptop, after `make demo`:
 
 import argparse
 import dataclasses
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,21 +51,22 @@ def draw(
 
     clips, frames = rows[0][1].shape[:2]
     columns = min(columns or clips, clips)
-    blocks = math.ceil(clips / columns)
-    size = (1.05 * columns * frames + 1.4, (1.05 * len(rows) + 0.5) * blocks)
+    wrapped = [textwrap.fill(caption, 14 * max(frames, 2)) for caption in captions]
+    heights = []  # in inches
+    for start in range(0, clips, columns):  # a row for captions above those of each block of clips
+        lines = 1 + max(text.count("\n") for text in wrapped[start : start + columns])
+        heights += [0.15 * lines + 0.15, *[1.05] * len(rows)]
+    size = (1.05 * columns * frames + 1.4, sum(heights))
     figure = pyplot.figure(figsize=size)
-    # a row for the caption above those of each block of clips
-    heights = [0.5, *[1.05] * len(rows)] * blocks
     grid = figure.add_gridspec(
         len(heights), columns * frames, height_ratios=heights, wspace=0.04, hspace=0.04
     )
-    for clip, caption in enumerate(captions):
+    for clip, text in enumerate(wrapped):
         block, column = divmod(clip, columns)
         top, left = block * (len(rows) + 1), column * frames
         title = figure.add_subplot(grid[top, left : left + frames])
         title.set_axis_off()
-        wrapped = textwrap.fill(caption, 14 * max(frames, 2))
-        title.text(0, 0.08, wrapped, fontsize=8, va="bottom", transform=title.transAxes)
+        title.text(0, 0.08, text, fontsize=8, va="bottom", transform=title.transAxes)
         for i, (label, pictures) in enumerate(rows):
             for frame, picture in enumerate(pictures[clip]):  # the last frame is the first of no pair
                 axis = figure.add_subplot(grid[top + 1 + i, left + frame])

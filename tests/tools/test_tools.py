@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 
 import show_mvm
 from demo import backbone as make_backbone
@@ -48,6 +49,21 @@ def test_a_picture_per_target(tmp_path, config):
         picture = cv2.imread(str(tmp_path / f"mvm_{name}.png"))
         assert picture.shape[1] > picture.shape[0] / 2 > 100
         assert picture.std() > 10
+
+
+@pytest.mark.parametrize(("clips", "columns", "frames"), [(1, 0, 1), (3, 1, 2), (4, 2, 2), (3, 0, 4)])
+@pytest.mark.parametrize("words", [0, 3, 12, 60])
+def test_a_caption_of_any_length_covers_nothing(tmp_path, monkeypatch, clips, columns, frames, words):
+    monkeypatch.setattr(pyplot, "close", lambda _: None)
+    rows = [("frames", np.zeros((clips, frames, 8, 8, 3))), ("masked", np.zeros((clips, frames, 8, 8, 3)))]
+    captions = ["colours " * words, *["a dog"] * (clips - 1)][::-1]  # the long one last
+    show_mvm.draw(rows, captions, tmp_path / "a.png", columns)
+    figure = pyplot.gcf()
+    figure.draw_without_rendering()  # at its own resolution, not the file's
+    shown = [axis.get_window_extent() for axis in figure.axes if axis.images]
+    texts = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
+    assert len(texts) == clips and all(box.y1 <= figure.bbox.y1 for box in texts)
+    assert not any(text.overlaps(picture) for text in texts if text.width for picture in shown)
 
 
 def test_pictures_of_a_video_file_and_of_other_targets(tmp_path, config, capsys):
