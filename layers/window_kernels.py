@@ -27,16 +27,16 @@ def window_place(clip_window, windows, length, window_step):
 
 
 @triton.jit
-def stand(
-    bias, regions, windows, heads, window_step, LENGTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr
-):
-    """This program's head, window of all clips' and TILE patches; the window's place, bias and regions."""
+def stand(windows, heads, window_step, LENGTH: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr):
+    """This program's head, window of all clips' and TILE patches; places of the window, its bias and regions.
+
+    Numbers only: torch.compile takes a tensor for written to if a function returns a pointer to it.
+    """
     number, tiles = tl.program_id(0), PADDED // TILE
     head, clip_window = number // tiles % heads, number // (tiles * heads)
     patches = number % tiles * TILE + tl.arange(0, TILE)
     place = window_place(clip_window, windows, LENGTH, window_step)
-    bias += head * PADDED * PADDED
-    return head, clip_window, patches, place, bias, regions + clip_window % windows * LENGTH
+    return head, clip_window, patches, place, head * PADDED * PADDED, clip_window % windows * LENGTH
 
 
 @triton.jit
@@ -86,9 +86,10 @@ def forward_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """TILE queries of a head of a window: their results, and the logarithms of their sums of exp(scores)."""
-    head, clip_window, rows, place, bias, regions = stand(
-        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    head, clip_window, rows, place, bias_place, regions_place = stand(
+        windows, heads, window_step, LENGTH, PADDED, TILE
     )
+    bias, regions = bias + bias_place, regions + regions_place
     channels, part = heads * WIDTH, qkv + head * WIDTH
     q = tile(part, place, rows, patch_step, 3 * channels, LENGTH, WIDTH)
     highest = tl.full((TILE,), float("-inf"), tl.float32)
@@ -117,9 +118,10 @@ def query_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE queries; and `deltas`, the products of results and their gradients."""
-    head, clip_window, rows, place, bias, regions = stand(
-        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    head, clip_window, rows, place, bias_place, regions_place = stand(
+        windows, heads, window_step, LENGTH, PADDED, TILE
     )
+    bias, regions = bias + bias_place, regions + regions_place
     channels, part = heads * WIDTH, qkv + head * WIDTH
     q = tile(part, place, rows, patch_step, 3 * channels, LENGTH, WIDTH)
     result = tile(out + head * WIDTH, place, rows, patch_step, channels, LENGTH, WIDTH)
@@ -148,9 +150,10 @@ def key_kernel(
     TILE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of TILE keys and values."""
-    head, clip_window, columns, place, bias, regions = stand(
-        bias, regions, windows, heads, window_step, LENGTH, PADDED, TILE
+    head, clip_window, columns, place, bias_place, regions_place = stand(
+        windows, heads, window_step, LENGTH, PADDED, TILE
     )
+    bias, regions = bias + bias_place, regions + regions_place
     channels, part = heads * WIDTH, qkv + head * WIDTH
     k = tile(part + channels, place, columns, patch_step, 3 * channels, LENGTH, WIDTH)
     v = tile(part + 2 * channels, place, columns, patch_step, 3 * channels, LENGTH, WIDTH)
@@ -218,10 +221,8 @@ class WindowsAttend(torch.autograd.Function):
         width, size = qkv.shape[-1] // (3 * heads), whole_tiles(length)
         out = qkv.new_empty(*qkv.shape[:-1], heads * width)
         sums = qkv.new_empty(len(qkv) * windows * heads * size, dtype=torch.float32)
-        shifted, regions = (
-            regions is not None,
-            qkv if regions is None else regions,
-        )  # qkv: any tensor would do
+        shifted = regions is not None
+        regions = regions if shifted else qkv  # any tensor would do
         numbers = (windows, heads, *steps, length, size, width, shifted, TILE)
         grid = (size // TILE * heads * windows * len(qkv),)
         forward_kernel[grid](qkv, bias, regions, out, sums, *numbers, num_warps=WARPS)
