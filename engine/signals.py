@@ -1,6 +1,7 @@
 """Stop signals: SIGTERM and SIGUSR1 of a scheduler, Ctrl-C of a user."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -89,15 +90,24 @@ def handling_signals(stop: Stop) -> Iterator[Stop]:
 
 
 def leave_signals(_: int = 0) -> None:
-    """For loader workers: ignore signals to the whole job; the training process ends its workers."""
+    """For loader workers: ignore signals to the whole job; end when the training process says so or has died.
+
+    PyTorch's workers look for their parent between batches, and for the parent that they have once they have
+    started: one that is stuck, or whose parent died before, would keep memory and the log's pipe for ever.
+    """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_parent, daemon=True).start()
+    threading.Thread(target=_await_parent, daemon=True).start()
 
 
 def _await_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process is a worker
+    while os.getppid() == parent.pid:
+        if not hasattr(signal, "sigtimedwait"):
+            time.sleep(1)
+        elif (received := signal.sigtimedwait({signal.SIGTERM}, 1)) and received.si_pid == parent.pid:
+            break
     os._exit(0)

@@ -93,6 +93,14 @@ def start(command: str, checkout: Path) -> subprocess.Popen[str]:
     )
 
 
+def output_of(running: subprocess.Popen[str]) -> str:
+    """All that a command prints until no process of it is left; raises an error with it after 100 seconds."""
+    try:
+        return running.communicate(timeout=100)[0]
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"not ended; it has printed\n{(late.output or b'').decode()[-3000:]}") from late
+
+
 def children(process: int) -> list[int]:
     """The processes that a process has started."""
     found = Path(f"/proc/{process}/task/{process}/children").read_text()
@@ -117,7 +125,7 @@ def test_the_lines_for_a_laptop_run_as_printed_and_one_survives_a_kill(checkout)
         running = start(command, checkout)
         if killed := command.startswith("torchrun --nproc_per_node=2 --max-restarts"):
             kill_a_worker(running, checkout)
-        output, _ = running.communicate(timeout=100)
+        output = output_of(running)
         assert running.returncode == 0, f"{command}\n{output[-3000:]}"
         (folder,) = checkout.glob("_snapshot/demo/_*")
         assert (folder / FINISHED).exists()
@@ -138,7 +146,7 @@ def test_a_job_of_slurm_that_is_preempted_saves_and_queues_itself_again(checkout
         (checkout / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}")
         (checkout / "bin" / name).chmod(0o755)
     job = start(command.replace("args_pretrain", "demo-pretrain") + " --device cpu", checkout)
-    output, _ = job.communicate(timeout=100)
+    output = output_of(job)
     assert job.returncode == 0, output[-3000:]
     assert (checkout / "scontrol.txt").read_text() == "requeue 7\n"
     (folder,) = checkout.glob("_snapshot/demo/_*")

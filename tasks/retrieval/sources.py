@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from engine.signals import leave_signals
 from lib import Config, UserError, log, shown
 from media.corpus_files import named_files
 from media.decoding import is_picture
@@ -164,10 +165,11 @@ def embed_all(
     """
     config = embedder.config
     workers = min(config.n_workers, len(names) // BATCH)  # a few videos are read before a worker starts
-    loader = DataLoader(_Clips(source, names, config), BATCH, num_workers=workers, collate_fn=list)
+    clips = _Clips(source, names, config)
+    loader = DataLoader(clips, BATCH, num_workers=workers, collate_fn=list, worker_init_fn=leave_signals)
     with tqdm(total=len(names), desc="embedding", unit="video", disable=None if names else True) as bar:
-        for clips in loader:
-            read = [clip.frames for clip in clips if clip.frames is not None]
+        for batch in loader:
+            read = [clip.frames for clip in batch if clip.frames is not None]
             rows = iter(embedder.embed_clips(read, features) if read else [])
-            yield [(clip, None if clip.frames is None else next(rows)) for clip in clips]
-            bar.update(len(clips))
+            yield [(clip, None if clip.frames is None else next(rows)) for clip in batch]
+            bar.update(len(batch))

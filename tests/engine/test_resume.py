@@ -3,10 +3,13 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import agent as engine
@@ -295,23 +299,64 @@ def test_a_stop_at_the_last_step_of_a_part_loses_no_evaluation(arguments, step):
     assert names == ["ckpt_violet_pretrain_1.pt", "ckpt_violet_pretrain_1_1.pt"]
 
 
+def be_worker(reader: int, writer: int) -> None:
+    leave_signals()
+    os.write(writer, b"ready")
+    threading.Event().wait(20)
+    os._exit(1)
+
+
 def test_a_loader_worker_ends_for_its_parent_alone():
     reader, writer = os.pipe()
-    worker = os.fork()
-    if not worker:
-        leave_signals()
-        os.write(writer, b"ready")
-        threading.Event().wait(20)
-        os._exit(1)
+    worker = multiprocessing.get_context("fork").Process(target=be_worker, args=(reader, writer))
+    worker.start()
     os.read(reader, 5)
     if not (stranger := os.fork()):  # as torchrun or a scheduler, which signals all processes of a job
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            os.kill(worker, number)
+            os.kill(worker.pid, number)
         os._exit(0)
     assert ended(stranger) == 0
-    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
-    os.kill(worker, signal.SIGTERM)
-    assert ended(worker) == 0
+    worker.join(2)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+class Stuck(Dataset):
+    """A corpus of which nothing can be read, at once or ever."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        print(os.getpid(), flush=True)
+        time.sleep(30)
+        return index
+
+
+def be_killed(when: str) -> None:
+    """A training process that is killed while its worker, which prints its number, is starting or stuck."""
+
+    def begin(number: int) -> None:
+        if when == "starting":
+            print(os.getpid(), flush=True)
+            time.sleep(1)
+        leave_signals(number)
+
+    loader = DataLoader(Stuck(), num_workers=1, worker_init_fn=begin, multiprocessing_context="fork")
+    _running = iter(loader)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("when", ["starting", "stuck"])
+def test_a_loader_worker_ends_when_its_parent_is_killed(when):
+    script = f"from tests.engine.test_resume import be_killed; be_killed({when!r})"
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout and int(parent.stdout.readline())
+    assert parent.wait() == -signal.SIGKILL
+    assert parent.communicate(timeout=10) == ("", None)  # no worker keeps its end of the output open
 
 
 def test_a_second_ctrl_c_stops_at_once_but_one_that_came_twice_does_not(monkeypatch):
