@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 
 class Cast(torch.autograd.Function):
-    """Tensors in another precision, and their gradients in their own, by one kernel for all."""
+    """Two tensors of one precision in another, and their gradients in their own, by one kernel each."""
 
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """See the class; the tensors are of one precision."""
-        ctx.dtype = tensors[0].dtype
-        return cast(tensors, dtype)
+    @staticmethod  # with *tensors, torch.compile would take the context of an evaluation for an argument
+    def forward(ctx: Any, dtype: torch.dtype, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """Copies in `dtype`."""
+        ctx.dtype = first.dtype
+        return cast((first, second), dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from agent import Agent
 from batch import Mean, Output
 from engine.parallel import (
+    AMP,
     choose_checkpoint,
     choose_compile,
     choose_kernels,
@@ -388,7 +389,8 @@ def test_processes_agree_every_few_seconds(monkeypatch):
     assert Agreement(ALONE).most(1) == 1
 
 
-def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch, recwarn):
+@pytest.mark.parametrize("precision", ["off", "bf16"])
+def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch, recwarn, precision):
     """To the compiler's front end, where graphs break; what it generates of them takes minutes."""
     monkeypatch.setattr(
         nn.Module, "compile", functools.partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
@@ -403,9 +405,11 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
     img, txt = torch.randn(2, 3, 3, 16, 16), torch.randint(5, 128, (2, 6))
     positions = torch.tensor([[0, 3], [5, 51]])
     found = []
+    autocast = torch.autocast("cpu", AMP.get(precision), enabled=precision in AMP)
     for model in (plain, compiled):
-        video, text = model.encode(img, txt, torch.ones_like(txt))
-        output = model.fuse(video, text, torch.ones_like(txt), positions)
+        with autocast:
+            video, text = model.encode(img, txt, torch.ones_like(txt))
+            output = model.fuse(video, text, torch.ones_like(txt), positions)
         output.sum().backward()
         found.append((output, model.enc_img.emb_cls.grad))
     torch.testing.assert_close(found[1], found[0])
@@ -414,7 +418,7 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
         # as the steps of a training on clips and pictures: clips, frames, words, positions that are read
         for clips, frames, words, read in STEPS:
             compiled.train(training)
-            with torch.set_grad_enabled(training):
+            with torch.inference_mode(not training), autocast:
                 video = compiled.enc_img(torch.randn(clips, frames, 3, 16, 16))
                 text, mask = torch.randn(clips, words, 32), torch.ones(clips, words)
                 output = compiled.fuse(video, text, mask, torch.arange(read).repeat(clips, 1))

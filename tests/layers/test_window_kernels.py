@@ -74,6 +74,9 @@ def trace() -> None:
     from torch._dynamo.backends.common import aot_autograd
     from triton.backends.compiler import GPUTarget
 
+    from layers.window_kernels import attend
+    from video_swin import Size, VideoSwin, use_kernels
+
     graphs: list[list[set[str]]] = []  # by kernel: the tensors that it is taken to write to
 
     def compiler(graph, _):
@@ -85,16 +88,28 @@ def trace() -> None:
         get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0
     )
     triton.runtime.driver.set_active(pretended)
-    from layers.window_kernels import attend
-
     for module in list(sys.modules.values()):
         if module.__name__.startswith("torch") and hasattr(module, "has_triton"):
             module.has_triton = lambda *_: True
-    for shifted, mode in itertools.product((False, True), (torch.enable_grad, torch.inference_mode)):
+    backend = aot_autograd(fw_compiler=compiler)
+    forward = [{"out", "sums"}]
+    backward = [{"qkv_gradients", "deltas"}, {"qkv_gradients"}, {"bias_gradients"}]
+    modes = (torch.enable_grad, torch.inference_mode)
+    for shifted, mode in itertools.product((False, True), modes):
         given = case(2, 4, 1, 49, 32, shifted)
         torch._dynamo.mark_dynamic(given[0], 0)
         with pytest.raises(InterruptedError), mode():
-            torch.compile(attend, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))(*given)
-    forward = [{"out", "sums"}]
-    backward = [{"qkv_gradients", "deltas"}, {"qkv_gradients"}, {"bias_gradients"}]
+            torch.compile(attend, fullgraph=True, backend=backend)(*given)
     assert graphs == 2 * [forward, backward, forward]
+
+    graphs.clear()  # the same within the network
+    swin = VideoSwin(Size(16, (2,), (1,), window=(2, 2, 2), drop_path=0.1))  # one of two blocks is shifted
+    use_kernels(swin)
+    swin.compile(fullgraph=True, backend=backend)
+    for mode in modes:
+        frames = torch.randn(2, 3, 4, 32, 32)
+        torch._dynamo.mark_dynamic(frames, 0)
+        swin.train(mode is torch.enable_grad)
+        with pytest.raises(InterruptedError), mode(), torch.autocast("cpu", torch.bfloat16):
+            swin(frames)
+    assert graphs == [2 * forward, 2 * backward, 2 * forward]
