@@ -4,10 +4,10 @@
     python -m bench.gpu --device cpu --sections right steps     # tiny sizes, to try the program
 
 Sections: `right`, losses and gradients of every model and target, in float32 and in bf16, beside those of the
-CPU in float32; `compiled`, the same beside those of the device without `compile`; `steps`, milliseconds and
-memory of a published pre-training step in each mode, beside one whose attention is not fused; `waits`, how
-often the host waits for the device in a step; `kernels`, those of a step by kind, and the longest; `targets`,
-a step with each target; `others`, HOG and the pairs of a retrieval evaluation.
+CPU in float32; `compiled`, the same and losses of evaluations, beside those without `compile`; `steps`,
+milliseconds and memory of a published pre-training step in each mode, beside one whose attention is not
+fused; `waits`, how often the host waits for the device in a step; `kernels`, those of a step by kind, and the
+longest; `targets`, a step with each target; `others`, HOG and the pairs of a retrieval evaluation.
 Weights and inputs are random, nothing is downloaded. A section that fails is named, and the others run. All
 figures go to bench/gpu.json, and a line for each to the screen.
 """
@@ -196,11 +196,14 @@ def compiled(device: torch.device) -> Figures:
         if name in ("pixel", "retrieval"):
             model = on_device(model, device)
             exact = {amp: gradients_of(model, batch, device, amp) for amp in LIMITS}
+            evaluated = losses_of(model.eval(), batch, device, "bf16")
             compile_encoders(model)
             for amp, true in exact.items():
                 begin = clock(device)
                 mine = gradients_of(model, batch, device, amp)
                 found[f"{name}, {amp}"] = {"s": clock(device) - begin, **compare(mine, true, amp, name)}
+            loss = distance(losses_of(model.eval(), batch, device, "bf16"), evaluated)
+            found[f"{name}, bf16, evaluation"] = {"loss": loss, "passed": loss < LIMITS["bf16"][0]}
     return found
 
 
@@ -224,12 +227,18 @@ def compare(mine: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor], amp: str, 
 def gradients_of(model: nn.Module, batch: Batch, device: torch.device, amp: str) -> tuple[Tensor, Tensor]:
     """The losses of a batch, and all gradients in one row, on the CPU."""
     model.train().zero_grad(set_to_none=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
-        losses = [mean.value for mean in model(to_device(batch, device)).losses.values()]
-    together = torch.stack([loss.float() for loss in losses])
-    together.sum().backward()
+    losses = losses_of(model, batch, device, amp)
+    losses.sum().backward()
     gradients = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
-    return together.detach().cpu(), torch.cat(gradients)
+    return losses.detach().cpu(), torch.cat(gradients)
+
+
+def losses_of(model: nn.Module, batch: Batch, device: torch.device, amp: str) -> Tensor:
+    """The losses of a batch in one row; without gradients unless the model is in training."""
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+    with torch.inference_mode(not model.training), autocast:
+        losses = model(to_device(batch, device)).losses.values()
+    return torch.stack([mean.value.float() for mean in losses])
 
 
 def distance(mine: Tensor, true: Tensor) -> float:
