@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from einops import rearrange
@@ -295,6 +295,12 @@ class PretrainModel(Violet):
         if mvm_weight == "balanced" and "mvm" in self.tasks:
             self.state_of_run["balance"] = Balance("mlm", list(channels), mvm_share)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """The state of the run goes where the model goes: processes add it up, on GPUs by NCCL alone."""
+        for state in self.state_of_run.values():
+            state._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     @classmethod
     def from_config(cls, config: Config, world: World | None = None) -> "PretrainModel":
         """Built and started as `config` says."""
@@ -413,7 +419,7 @@ class PretrainModel(Violet):
     ) -> None:
         """`NAME_constant`: the loss of the best constant before this step, whose `sums` then count too."""
         running = cast(RunningMeans, self.state_of_run["running"])
-        output.scores[f"{name}_constant"] = error(running.sums(name, sums.device))
+        output.scores[f"{name}_constant"] = error(running.sums(name))
         running.add(name, sums)
 
     def weigh(self, output: Output, means: dict[str, Mean]) -> dict[str, Mean]:

@@ -99,10 +99,8 @@ class RunningMeans(nn.Module):
         """A view of the sums of a name."""
         return dict(zip(self.lengths, sums.split(list(self.lengths.values())), strict=True))[name]
 
-    def sums(self, name: str, device: torch.device) -> Tensor:
+    def sums(self, name: str) -> Tensor:
         """(channels + 1,): the sums before this step."""
-        if self.get_buffer("seen").device != device:
-            self.to(device)
         return self.part(self.get_buffer("seen"), name)
 
     def add(self, name: str, sums: Tensor) -> None:
@@ -173,9 +171,6 @@ class Balance(nn.Module):
     def measure(self, gradients: Mapping[str, Mean]) -> None:
         """Take in what `task_gradients` has measured, over all processes."""
         squares = self.get_buffer("squares")
-        device = next(iter(gradients.values())).total.device
-        if squares.device != device:
-            squares = self.to(device).get_buffer("squares")
         means = [gradients[f"gradient_{name}"] for name in self.names]
         fresh = torch.stack([mean.value for mean in means]).square()
         counted = (torch.stack([mean.count for mean in means]) > 0) & fresh.isfinite()

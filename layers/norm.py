@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 
 class Cast(torch.autograd.Function):
-    """Two tensors of one precision in another, and their gradients in their own, by one kernel each."""
+    """Tensors in another precision, and their gradients in their own, by one kernel for all."""
 
-    @staticmethod  # with *tensors, torch.compile would take the context of an evaluation for an argument
-    def forward(ctx: Any, dtype: torch.dtype, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
-        """Copies in `dtype`."""
-        ctx.dtype = first.dtype
-        return cast((first, second), dtype)
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See the class; the tensors are of one precision."""
+        ctx.dtype = tensors[0].dtype
+        return cast(tensors, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -42,5 +42,9 @@ class LayerNorm(nn.LayerNorm):
         if x.dtype == self.weight.dtype:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = Cast.apply(x.dtype, self.weight, self.bias)
+            # a compiler joins casts itself; that of torch 2.11 would lose the gradients of `Cast`
+            if torch.compiler.is_compiling():
+                weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            else:
+                weight, bias = Cast.apply(x.dtype, self.weight, self.bias)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

@@ -26,7 +26,7 @@ from mvm_targets import make_targets
 from tasks import pretraining
 from teachers import make
 from teachers.base import FrameTeacher
-from tests.conftest import WORDS, demo_network, masked_batch, run_script, tiny_bert
+from tests.conftest import SWIN, WORDS, demo_network, masked_batch, run_script, tiny_bert
 from tests.test_agent import lines
 
 ALONE = World(torch.device("cpu"))
@@ -312,7 +312,7 @@ def test_the_best_constant_of_a_target_is_that_of_what_it_has_seen(name):
         places = 32 if target.channels <= 3 else 1
         first, second = (torch.randn(2, 50, target.channels, places, places) + 1).unbind()
     running = RunningMeans({"other": 3, name: target.channels})
-    nothing = target.constant_error(running.sums(name, first.device), first)
+    nothing = target.constant_error(running.sums(name), first)
     if name == "vq":
         assert value(nothing) == pytest.approx(math.log(32), rel=1e-5)
     else:
@@ -320,7 +320,7 @@ def test_the_best_constant_of_a_target_is_that_of_what_it_has_seen(name):
     for truth in (first, second):
         running.add(name, target.sums(truth))
         running.merge(None)
-    got = value(target.constant_error(running.sums(name, first.device), second))
+    got = value(target.constant_error(running.sums(name), second))
     both = torch.cat([first, second])
     if name == "vq":
         share = (torch.bincount(both.flatten(), minlength=32) + 0.1) / (both.numel() + 3.2)
@@ -421,3 +421,12 @@ def test_hog_begins_no_worse_than_a_constant():
     visual = F.layer_norm(torch.randn(2, 2 * 5, 32), (32,))
     loss = target.loss(visual, frames, mask)
     assert value(loss) < 1.1 * value(target.constant_error(target.sums(truth), truth))
+
+
+def test_the_state_of_the_run_goes_where_the_model_goes():
+    """Before the first step processes add it up, on GPUs by NCCL, which takes no tensor of a CPU."""
+    made = model.PretrainModel(tiny_bert(), tiny_bert(), SWIN, targets=["pixel"], mvm_weight="balanced")
+    for device in ("cpu", "meta"):
+        state = made.to(device).state_of_run.values()
+        found = {name: tensor.device.type for part in state for name, tensor in part.state_dict().items()}
+        assert found == dict.fromkeys(["seen", "fresh", "squares"], device)

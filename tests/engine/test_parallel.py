@@ -27,6 +27,7 @@ from engine.parallel import (
     choose_precision,
     report,
     unsharded,
+    wrap,
 )
 from engine.processes import Agreement, agree_on_name, distributed
 from engine.resume import gather_to_cpu, load_model, load_optimizer, optimizer_state
@@ -411,7 +412,7 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
             video, text = model.encode(img, txt, torch.ones_like(txt))
             output = model.fuse(video, text, torch.ones_like(txt), positions)
         output.sum().backward()
-        found.append((output, model.enc_img.emb_cls.grad))
+        found.append((output, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[1], found[0])
     for training in (True, False):
         graphs = []
@@ -428,6 +429,29 @@ def test_the_encoders_compile_in_whole_graphs_once_and_give_the_same(monkeypatch
         assert [after - before for before, after in itertools.pairwise(graphs)] == [0, 0, 1, 0, 1, 0, 0, 0]
     assert not counters["graph_break"]
     assert not [w for w in recwarn if "lru_cache" in str(w.message)]
+
+
+def test_whole_graphs_train_in_ddp_whose_buckets_they_fill(monkeypatch):
+    """With activation checkpoints, in bf16: where DDP exchanges gradients early it splits the graphs."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    buckets = functools.partial(nn.parallel.DistributedDataParallel, bucket_cap_mb=0.05)
+    monkeypatch.setattr("engine.parallel.DistributedDataParallel", buckets)
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        sizes = (tiny_bert(), tiny_bert(), SWIN)
+        plain, compiled = (MaskModel(*sizes, use_checkpoint=True) for _ in range(2))
+        compiled.load_state_dict(plain.state_dict())
+        compile_encoders(compiled)
+        wrapped = wrap(compiled, ALONE, "ddp")
+        batch = masked_batch() | {"answer": torch.arange(5) % 2, "place": torch.full((5,), 3)}
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted, found = (gradients_of(model, batch) for model in (plain, wrapped))
+    finally:
+        torch.distributed.destroy_process_group()
+    found = {name.removeprefix("module."): gradient for name, gradient in found.items()}
+    torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.01)
 
 
 def gradients_of(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
