@@ -127,7 +127,7 @@ def compile_encoders(model: nn.Module) -> None:
     names = ("recompile_limit", "cache_size_limit")  # of torch 2.7 and later, and before
     setattr(torch._dynamo.config, next(name for name in names if hasattr(torch._dynamo.config, name)), 32)
     torch.fx.experimental._config.use_duck_shape = False  # as many positions as clips is a coincidence
-    # to exchange gradients early graphs are split, which fails with checkpoints before
+    # DistributedDataParallel has graphs split, to exchange gradients early: older torch fails at checkpoints
     torch._dynamo.config.optimize_ddp = torch.__version__ >= "2.11"
     # einops keeps how it has read a pattern, which depends on nothing else
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
